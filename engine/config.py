@@ -1,0 +1,194 @@
+"""What every process of a deployment is told: plain values, no Hydra, no torch, no I/O.
+
+The `*Options` classes are also the schemas of the config groups of the same name: they own the options' names, types,
+defaults, units and limits. `Settings` is what the planner makes of them: every `auto` is decided there.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from engine.model.facts import ModelFacts
+
+
+def option(default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
+    """A dataclass field with limits that the launcher checks: at least `ge`, more than `gt`, at most `le`."""
+    limits = {"ge": ge, "gt": gt, "le": le}
+    return field(default=default, metadata={key: value for key, value in limits.items() if value is not None})
+
+
+class ModelKind(Enum):
+    """Where a model's files come from."""
+
+    smollm2_135m = "smollm2_135m"
+    tiny = "tiny"
+    dummy = "dummy"
+    path = "path"
+    hub = "hub"
+
+
+class DType(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(Enum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class BalancerPolicy(Enum):
+    least_loaded = "least_loaded"
+
+
+class Role(Enum):
+    coordinator = "coordinator"
+    frontend = "frontend"
+    engine = "engine"
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelOptions:
+    kind: ModelKind = ModelKind.smollm2_135m
+    """Where the files come from; each choice of the group `model` sets it."""
+    name: str | None = None
+    """Name that clients send as `model`; null: the choice's own."""
+    path: str | None = None
+    """Hugging Face directory (`model=path`)."""
+    repo: str | None = None
+    """Repository on the Hugging Face hub, `owner/name` (`model=hub`)."""
+    revision: str | None = None
+    """Branch, tag or commit of `model.repo`; null: its main branch."""
+    seed: int = option(0, ge=0)
+    """Seed of the random weights (`model=tiny`)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineOptions:
+    dtype: DType = DType.auto
+    """Type of weights, activations and KV cache; auto: the checkpoint's (float32 on a CPU for float16 checkpoints)."""
+    device: Device = Device.auto
+    """auto: GPUs if the cluster has any."""
+    threads: int | None = option(None, ge=1, le=1024)
+    """CPU threads per worker; null: an even share of the node's CPUs."""
+    seed: int = option(0, ge=0)
+    """Seed from which the front end derives the seeds of requests that bring none."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ProfileOptions:
+    max_model_len: int | None = option(None, ge=1)
+    """Most tokens of one request, prompt and output together; null: the model's limit, capped by the cache."""
+    max_num_seqs: int = option(128, ge=1, le=65536)
+    """Most requests that one rank runs in one step."""
+    max_num_batched_tokens: int = option(2048, ge=1)
+    """Token budget of one step."""
+    block_size: int = option(16, ge=1, le=1024)
+    """Tokens in one block of the KV cache."""
+    kv_cache_bytes: str = "auto"
+    """KV cache of one rank: `auto`, or a size such as 1073741824, 512MiB, 2GiB."""
+    prefix_caching: bool = True
+    """Share the blocks of equal prompt prefixes between requests."""
+
+
+@dataclass(slots=True, kw_only=True)
+class FrontendOptions:
+    count: int = option(1, ge=1, le=256)
+    """API-server processes."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = option(8000, ge=0, le=65535)
+    """TCP port to listen on; 0: any free one (printed when ready)."""
+    keep_alive_s: int = option(5, ge=1)
+    """Seconds an idle HTTP connection is kept open."""
+
+
+@dataclass(slots=True, kw_only=True)
+class BalancerOptions:
+    policy: BalancerPolicy = BalancerPolicy.least_loaded
+    """How a front end picks the rank of a request."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HealthOptions:
+    heartbeat_s: float = option(0.2, gt=0, le=60)
+    """Seconds between two heartbeats of a process."""
+    silence_s: float = option(1.0, gt=0, le=600)
+    """A rank that is silent, or has work and makes no step, for so long is suspect and gets no new work."""
+    stop_s: float = option(5.0, gt=0, le=600)
+    """Seconds that processes get to end by themselves when the deployment stops, before they are killed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CoordinatorOptions:
+    interval_s: float = option(0.05, gt=0, le=10)
+    """Shortest time between two membership messages that no state change asked for."""
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor-parallel shard of a rank, and where it runs."""
+
+    index: int
+    node: str
+    group: str
+    """Name of its placement group in the plan."""
+    bundle: int
+    """Index of its bundle in the group."""
+    devices: tuple[int, ...]
+    """GPU ids on its node; empty on CPUs."""
+    num_threads: int
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a deployment, as planned."""
+
+    name: str
+    """`coordinator`, `frontend-0`, `engine-0`."""
+    role: Role
+    node: str
+    rank: int | None = None
+    local_rank: int | None = None
+    num_local_ranks: int | None = None
+    """Ranks on its node."""
+    workers: tuple[WorkerSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """The KV cache of one rank."""
+
+    block_size: int
+    num_blocks: int
+    prefix_caching: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every process of one deployment gets: the same value everywhere, part of the plan."""
+
+    name: str
+    """Of the deployment."""
+    dp: int
+    tp: int
+    model: ModelOptions
+    model_name: str
+    """Name that clients send as `model`."""
+    facts: ModelFacts
+    dtype: DType
+    device: Device
+    seed: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    cache: CacheSettings
+    frontend: FrontendOptions
+    balancer: BalancerOptions
+    health: HealthOptions
+    coordinator: CoordinatorOptions
+    drain_s: float
+    """Seconds that in-flight requests get to finish when the deployment ends."""

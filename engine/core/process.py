@@ -1,0 +1,206 @@
+"""An engine core as a process: its sockets to the front ends, its link to the coordinator, its loop."""
+
+import logging
+import os
+import platform
+import queue
+from importlib import metadata
+from pathlib import Path
+
+import zmq
+
+from engine import transport
+from engine.checkpoints.sources import model_directory
+from engine.config import Device, ModelKind, ProcessSpec, Role, Settings
+from engine.core.engine_core import EngineCore
+from engine.core.frontend_link import FrontendLink
+from engine.core.scheduler import Produced
+from engine.errors import ProtocolError
+from engine.lifeline import Lifeline
+from engine.link import CoordinatorLink
+from engine.model.runner import Runner
+from engine.protocol import (
+    TO_ENGINE,
+    AbortRequests,
+    AddRequest,
+    FinishReason,
+    Membership,
+    Phase,
+    ProcessState,
+    Register,
+    RequestOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    process: ProcessSpec,
+    settings: Settings,
+    coordinator_endpoint: str,
+    incarnation: int,
+    lifeline: Lifeline,
+) -> None:
+    """Serves one rank until the lifeline ends or the coordinator calls this incarnation lost."""
+    core = CoreProcess(process, settings, coordinator_endpoint, incarnation)
+    lifeline.watch(core.stop, settings.health.stop_s * 0.8)
+    try:
+        core.start_up()
+        core.main_loop()
+    finally:
+        core.shut_down()
+
+
+class CoreProcess:
+    """`start_up -> main_loop -> shut_down` of one rank."""
+
+    def __init__(
+        self, process: ProcessSpec, settings: Settings, coordinator_endpoint: str, incarnation: int
+    ) -> None:
+        assert process.rank is not None
+        self._process, self._settings = process, settings
+        self._rank, self._incarnation = process.rank, incarnation
+        self._context = zmq.Context()
+        self._frontends: dict[str, FrontendLink] = {}
+        self._memberships: queue.SimpleQueue[Membership] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake, zmq.POLLIN)
+        self._link = CoordinatorLink(
+            coordinator_endpoint, self._hello(), settings.health.heartbeat_s, self._on_membership
+        )
+
+    def stop(self) -> None:
+        """Ends the main loop after the step under way; may be called from any thread."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def start_up(self) -> None:
+        """Imports, loads, allocates and warms up, telling the coordinator each phase."""
+        self._link.start()
+        runner = self._make_runner()
+        for phase, action in (
+            (Phase.loading_weights, runner.load_weights),
+            (Phase.allocating_cache, runner.allocate_cache),
+            (Phase.warming_up, runner.warm_up),
+        ):
+            if self._stopping:
+                return
+            self._link.enter_phase(phase)
+            action()
+        self._core = EngineCore(self._settings, runner)
+        self._link.enter_phase(Phase.ready)
+        logger.info("ready")
+
+    def main_loop(self) -> None:
+        """Receives, steps and sends until told to stop; waits only when there is nothing to compute."""
+        while not self._stopping:
+            self._receive(None if not self._core.num_requests else 0)
+            if self._core.num_requests:
+                self._send(self._core.step())
+            self._link.report(self._core.num_steps, self._core.num_requests)
+
+    def shut_down(self) -> None:
+        self._link.close()
+        for frontend in self._frontends.values():
+            frontend.close()
+        self._context.term()
+
+    def _make_runner(self) -> Runner:
+        if self._settings.model.kind is ModelKind.dummy:
+            from engine.model.dummy_runner import DummyRunner
+
+            return DummyRunner()
+        directory = model_directory(self._settings.model, logger.info)
+        return self._torch_runner(directory)
+
+    def _torch_runner(self, directory: Path) -> Runner:
+        from engine.model.torch_runner import TorchRunner
+
+        worker = self._process.workers[0]
+        device = worker.devices[0] if self._settings.device is Device.cuda else None
+        return TorchRunner(self._settings, directory, device, worker.num_threads)
+
+    def _hello(self) -> Register:
+        workers = self._process.workers
+        return Register(
+            name=self._process.name,
+            incarnation=self._incarnation,
+            role=Role.engine,
+            rank=self._rank,
+            node=self._process.node,
+            pid=os.getpid(),
+            devices=[device for worker in workers for device in worker.devices],
+            endpoints={},
+            versions={
+                name: metadata.version(name) for name in ("torch", "pyzmq", "msgspec")
+            } | {"python": platform.python_version()},
+        )
+
+    def _on_membership(self, membership: Membership) -> None:
+        self._memberships.put(membership)
+        os.eventfd_write(self._wake, 1)
+
+    def _receive(self, timeout_ms: int | None) -> None:
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        while not self._memberships.empty():
+            self._apply(self._memberships.get())
+        for frontend in self._frontends.values():
+            if frontend.requests in ready:
+                self._receive_from(frontend)
+
+    def _receive_from(self, frontend: FrontendLink) -> None:
+        while frontend.requests.poll(0):
+            try:
+                message = transport.decode(TO_ENGINE, frontend.requests.recv(), frontend.name)
+            except ProtocolError:
+                logger.exception("message ignored")
+                continue
+            frontend.note_received(message.sequence)
+            match message:
+                case AddRequest():
+                    self._add(frontend, message)
+                case AbortRequests(_, request_ids):
+                    for request_id in request_ids:
+                        self._core.abort_request(frontend.name, request_id)
+
+    def _add(self, frontend: FrontendLink, message: AddRequest) -> None:
+        try:
+            self._core.add_request(frontend.name, message)
+        except ValueError as problem:
+            refusal = RequestOutput(message.request_id, [], FinishReason.error, 0, str(problem))
+            frontend.send([refusal])
+
+    def _send(self, produced: list[Produced]) -> None:
+        by_frontend: dict[str, list[RequestOutput]] = {}
+        for item in produced:
+            request = item.request
+            output = RequestOutput(
+                request.key.request_id, [item.token_id], item.finish_reason, request.num_cached
+            )
+            by_frontend.setdefault(request.key.frontend, []).append(output)
+        for name, outputs in by_frontend.items():
+            self._frontends[name].send(outputs)
+
+    def _apply(self, membership: Membership) -> None:
+        """Connects to new front ends, forgets gone ones; ends if this incarnation is fenced."""
+        alive = {}
+        for member in membership.members:
+            if member.state is ProcessState.lost:
+                if (member.name, member.incarnation) == (self._process.name, self._incarnation):
+                    logger.error("the coordinator has given this process up (%s): ending", member.reason)
+                    self._stopping = True
+            elif member.role is Role.frontend and member.endpoints:
+                alive[f"{member.name}.{member.incarnation}"] = member.endpoints
+        for name in self._frontends.keys() - alive.keys():
+            frontend = self._frontends.pop(name)
+            self._poller.unregister(frontend.requests)
+            frontend.close()
+            self._core.abort_all_of(name)
+        for name in alive.keys() - self._frontends.keys():
+            frontend = FrontendLink(self._context, name, alive[name], self._rank, self._incarnation)
+            self._frontends[name] = frontend
+            self._poller.register(frontend.requests, zmq.POLLIN)

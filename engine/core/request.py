@@ -1,0 +1,52 @@
+"""One request inside an engine core: its tokens and how far they are computed."""
+
+from array import array
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import NamedTuple
+
+from engine.sampling import SamplingParams
+
+
+class RequestKey(NamedTuple):
+    """Names a request for one engine core."""
+
+    frontend: str
+    """Name and incarnation of the front end, `frontend-0.1`."""
+    request_id: int
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Prompt and outputs in one list; `num_computed` of them are in the cache."""
+
+    key: RequestKey
+    token_ids: list[int]
+    """Prompt, then outputs."""
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    num_computed: int = 0
+    num_cached: int = 0
+    """Prompt tokens that the prefix cache gave at the first admission."""
+    num_preemptions: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    _block_hashes: list[bytes] = field(default_factory=list)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Hashes of the first blocks, each chained to the one before, so that it stands for the whole prefix.
+
+        SHA-256, since a collision would show one request's text to another.
+        """
+        for index in range(len(self._block_hashes), num_blocks):
+            parent = self._block_hashes[-1] if index else b""
+            tokens = array("q", self.token_ids[index * block_size : (index + 1) * block_size])
+            self._block_hashes.append(sha256(parent + tokens.tobytes()).digest())
+        return self._block_hashes[:num_blocks]

@@ -1,0 +1,169 @@
+"""Which tokens of which requests are computed in the next step. Pure: no torch, no sockets, no clock."""
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from engine.core.block_manager import BlockManager
+from engine.core.request import Request, RequestKey
+from engine.protocol import FinishReason
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """Some next tokens of one request."""
+
+    request: Request
+    num_tokens: int
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the step ends with the request's last known token, so that a new one comes of it."""
+        return self.num_tokens == self.request.num_uncomputed
+
+
+@dataclass(slots=True)
+class Produced:
+    """A new token of a request."""
+
+    request: Request
+    token_id: int
+    finish_reason: FinishReason | None
+
+
+class Scheduler:
+    """Continuous batching: running requests first, then waiting ones as they came, all within a token budget.
+
+    A prompt longer than the budget is computed in chunks. When blocks run out the youngest running request gives its
+    blocks back and starts again later (preemption by recompute); its tokens so far are kept.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        self._blocks = blocks
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_model_len = max_model_len
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._by_key: dict[RequestKey, Request] = {}
+        self.num_preemptions = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._by_key)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def add(self, request: Request) -> None:
+        """Takes a request.
+
+        Raises:
+            ValueError: It could never be run, or its key is taken.
+        """
+        if request.key in self._by_key:
+            raise ValueError(f"request {request.key} is there already")
+        if len(request.token_ids) >= self._max_model_len:
+            raise ValueError(
+                f"{len(request.token_ids)} prompt tokens leave no room in {self._max_model_len}"
+            )
+        self._by_key[request.key] = request
+        self._waiting.append(request)
+
+    def abort(self, key: RequestKey) -> None:
+        """Forgets a request and frees its blocks; unknown keys are requests that ended meanwhile."""
+        request = self._by_key.get(key)
+        if request is not None:
+            (self._running if request in self._running else self._waiting).remove(request)
+            self._forget(request)
+
+    def abort_all_of(self, frontend: str) -> None:
+        """Forgets all requests of a front end that is gone."""
+        for key in [key for key in self._by_key if key.frontend == frontend]:
+            self.abort(key)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's work; empty only if there are no requests."""
+        scheduled = list(self._schedule_running())
+        budget = self._max_num_batched_tokens - sum(item.num_tokens for item in scheduled)
+        scheduled += self._schedule_waiting(budget)
+        assert scheduled or not self._by_key, "requests, but none can run"
+        return scheduled
+
+    def postprocess(self, scheduled: list[Scheduled], token_ids: list[int]) -> list[Produced]:
+        """Takes the step's result: `token_ids` are those of the items that wanted one, in order."""
+        produced = []
+        tokens = iter(token_ids)
+        for item in scheduled:
+            request, wants_token = item.request, item.wants_token
+            num_before = request.num_computed
+            request.num_computed += item.num_tokens
+            self._blocks.publish(request, num_before)
+            if wants_token:
+                produced.append(self._take_token(request, next(tokens)))
+        return produced
+
+    def _schedule_running(self) -> Iterator[Scheduled]:
+        budget = self._max_num_batched_tokens
+        index = 0
+        while index < len(self._running) and budget:
+            request = self._running[index]
+            if not self._make_room(request):
+                continue  # it was preempted itself: the list is shorter now
+            num_tokens = min(request.num_uncomputed, budget)
+            budget -= num_tokens
+            index += 1
+            yield Scheduled(request, num_tokens)
+
+    def _make_room(self, request: Request) -> bool:
+        while not self._blocks.grow(request):
+            victim = self._running.pop()
+            self._blocks.release(victim)
+            victim.num_preemptions += 1
+            self.num_preemptions += 1
+            self._waiting.appendleft(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _schedule_waiting(self, budget: int) -> Iterator[Scheduled]:
+        while self._waiting and budget and len(self._running) < self._max_num_seqs:
+            request = self._waiting[0]
+            if not self._blocks.admit(request):
+                return
+            if not request.num_preemptions:
+                request.num_cached = request.num_computed
+            self._waiting.popleft()
+            self._running.append(request)
+            num_tokens = min(request.num_uncomputed, budget)
+            budget -= num_tokens
+            yield Scheduled(request, num_tokens)
+
+    def _take_token(self, request: Request, token_id: int) -> Produced:
+        request.token_ids.append(token_id)
+        finish_reason = self._finish_reason(request, token_id)
+        if finish_reason is not None:
+            self._running.remove(request)
+            self._forget(request)
+        return Produced(request, token_id, finish_reason)
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        if token_id in self._eos_token_ids and not request.sampling.ignore_eos:
+            return FinishReason.stop
+        full = len(request.token_ids) >= self._max_model_len
+        if full or request.num_outputs >= request.sampling.max_tokens:
+            return FinishReason.length
+        return None
+
+    def _forget(self, request: Request) -> None:
+        self._blocks.release(request)
+        del self._by_key[request.key]

@@ -1,0 +1,87 @@
+"""Where every process of a deployment starts: `python -m engine.entrypoint FD`, FD being its lifeline."""
+
+import logging
+import signal
+import sys
+from typing import assert_never
+
+import msgspec
+import setproctitle
+
+from engine import logs
+from engine.config import ProcessSpec, Role, Settings
+from engine.errors import EngineError
+from engine.lifeline import Lifeline
+
+logger = logging.getLogger(__name__)
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher writes into a lifeline."""
+
+    process: ProcessSpec
+    settings: Settings
+    coordinator_endpoint: str
+    incarnation: int
+    listen_fds: tuple[int, ...] = ()
+    """Listening sockets that a front end inherits."""
+    run_directory: str | None = None
+    """For the coordinator: what to remove if the launcher vanishes."""
+
+
+def run(launch: Launch, lifeline: Lifeline) -> None:
+    """Is the process until it is told to end.
+
+    Raises:
+        EngineError: The process cannot go on; the message says why.
+    """
+    told = (
+        launch.process,
+        launch.settings,
+        launch.coordinator_endpoint,
+        launch.incarnation,
+        lifeline,
+    )
+    match launch.process.role:
+        case Role.coordinator:
+            from engine.coordinator import process as coordinator
+
+            coordinator.run(*told, launch.run_directory)
+        case Role.frontend:
+            from engine.frontend import process as frontend
+
+            frontend.run(*told, launch.listen_fds)
+        case Role.engine:
+            from engine.core import process as core
+
+            core.run(*told)
+        case _ as never:
+            assert_never(never)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the launcher decides
+    lifeline = Lifeline(int(sys.argv[1]))
+    try:
+        launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)
+    except EOFError:
+        return 1
+    process = launch.process
+    logs.configure(process.name)
+    setproctitle.setproctitle(f"flotilla {launch.settings.name} {process.name}")
+    try:
+        run(launch, lifeline)
+    except EngineError as problem:
+        logger.error("%s", problem)
+        if problem.hint:
+            logger.error("hint: %s", problem.hint)
+        return 1
+    except Exception:
+        logger.exception("%s failed", process.name)
+        return 1
+    logger.info("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Errors of the engine package: what the user can mend reads `what: value`, then a hint."""
+
+
+class EngineError(Exception):
+    """Something went wrong in a process of the deployment.
+
+    Attributes:
+        hint: What to do about it, or "".
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ModelError(EngineError):
+    """A model that is missing, damaged or not supported."""
+
+
+class CapacityError(EngineError):
+    """Memory or a device that the plan counts on is not there."""
+
+
+class ProtocolError(EngineError):
+    """A message that breaks the wire protocol."""
+
+
+class DeadlineError(EngineError):
+    """Somebody did not answer in time; the message names who and which option owns the deadline."""

@@ -1,0 +1,52 @@
+"""Who may come in, and when the last one has gone."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from engine.frontend.errors import Draining
+
+logger = logging.getLogger(__name__)
+
+
+class Admission:
+    """Counts the requests whose answers have not been sent completely.
+
+    Args:
+        on_idle: Called when draining and nobody is inside.
+    """
+
+    def __init__(self, on_idle: Callable[[], None]) -> None:
+        self._on_idle = on_idle
+        self._is_draining = False
+        self.num_inside = 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """One request being answered.
+
+        Raises:
+            Draining: Nobody comes in any more.
+        """
+        if self._is_draining:
+            raise Draining("This server is about to end.", code="draining")
+        self.num_inside += 1
+        try:
+            yield
+        finally:
+            self.num_inside -= 1
+            self._tell_if_idle()
+
+    def drain(self) -> None:
+        """Lets nobody in from now on. Each call tells again when it is idle."""
+        if not self._is_draining:
+            logger.info("draining: %d requests in flight, no new ones", self.num_inside)
+        self._is_draining = True
+        self._tell_if_idle()
+
+    def open(self) -> None:
+        self._is_draining = False
+
+    def _tell_if_idle(self) -> None:
+        if self._is_draining and not self.num_inside:
+            self._on_idle()

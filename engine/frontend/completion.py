@@ -1,0 +1,162 @@
+"""One answer being made: from the outputs of an engine to text, whole or as a stream of events."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from engine.frontend.answers import DONE, PromptTokensDetails, Usage, Writer, event
+from engine.frontend.errors import ApiError, ClientLeft, InternalError
+from engine.frontend.generation import Generation
+from engine.frontend.transcript import Transcript
+from engine.protocol import FinishReason
+
+logger = logging.getLogger(__name__)
+
+
+class Completion:
+    """One answer: the text that an engine generates, until it ends or nobody wants it any more.
+
+    Args:
+        request_id: In log lines.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        generation: Generation,
+        transcript: Transcript,
+        num_prompt_tokens: int,
+    ) -> None:
+        self._request_id = request_id
+        self._generation = generation
+        self._transcript = transcript
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_cached_tokens = 0
+        self._start_s = time.monotonic()
+        self._outcome = "client left"
+        self._is_closed = False
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None while there is more to read."""
+        return self._transcript.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        num_tokens = self._transcript.num_tokens
+        return Usage(
+            prompt_tokens=self._num_prompt_tokens,
+            completion_tokens=num_tokens,
+            total_tokens=self._num_prompt_tokens + num_tokens,
+            prompt_tokens_details=PromptTokensDetails(self._num_cached_tokens),
+        )
+
+    async def read(self) -> str:
+        """The text that has come since the last call, perhaps none.
+
+        Raises:
+            ApiError: The request has failed.
+        """
+        try:
+            outputs = await self._generation.take()
+        except ApiError as problem:
+            self._outcome = problem.message
+            raise
+        text = ""
+        for output in outputs:
+            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+            text += self._transcript.add(output.token_ids, output.finish_reason)
+            if self.finish_reason is not None:
+                self._outcome = self.finish_reason.value
+                self._generation.close()  # a stop string ends it before the engine does
+                break
+        return text
+
+    def abandon(self) -> None:
+        """The client has left: whoever reads gets `ClientLeft`."""
+        self._generation.fail(ClientLeft())
+
+    def close(self) -> None:
+        """Ends it, whatever state it is in. May be called again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._generation.close()
+        logger.info(
+            "request %s: rank %s, %d prompt tokens, %d completion tokens, %.3f s: %s",
+            self._request_id,
+            self._generation.rank,
+            self._num_prompt_tokens,
+            self._transcript.num_tokens,
+            time.monotonic() - self._start_s,
+            self._outcome,
+        )
+
+
+async def whole_answer(completion: Completion, writer: Writer, receive: Receive) -> Response:
+    """The answer when it is complete; a client that leaves before ends it.
+
+    Raises:
+        ApiError: The request has failed, or the client has left.
+    """
+    watch = asyncio.create_task(_watch(receive, completion))
+    try:
+        text = ""
+        while completion.finish_reason is None:
+            text += await completion.read()
+        body = writer.whole(text, completion.finish_reason, completion.usage)
+        return Response(body, media_type="application/json")
+    finally:
+        watch.cancel()
+        completion.close()
+
+
+class AnswerStream(StreamingResponse):
+    """The answer as server-sent events, as it is made; a client that leaves ends it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, completion: Completion, writer: Writer, includes_usage: bool) -> None:
+        self._completion = completion
+        events = _events(completion, writer, includes_usage)
+        super().__init__(events, headers={"Cache-Control": "no-cache"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.close()
+
+
+async def _events(
+    completion: Completion, writer: Writer, includes_usage: bool
+) -> AsyncIterator[bytes]:
+    """Pieces of the stream; the last holds all that is known at the end."""
+    try:
+        if first := writer.first():
+            yield first
+        text = await completion.read()
+        while completion.finish_reason is None:
+            if text:
+                yield writer.delta(text)
+            text = await completion.read()
+        end = writer.delta(text) if text else b""
+        end += writer.last(completion.finish_reason)
+        if includes_usage:
+            end += writer.usage(completion.usage)
+        yield end + DONE
+    except ApiError as problem:
+        yield event(problem.body()) + DONE
+    except Exception:  # the status has been sent: the stream must say it
+        logger.exception("a stream failed")
+        yield event(InternalError().body()) + DONE
+
+
+async def _watch(receive: Receive, completion: Completion) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    completion.abandon()

@@ -1,0 +1,65 @@
+"""OpenAI's error body for everything that goes wrong, whoever notices it."""
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.frontend import refusals
+from engine.frontend.errors import (
+    ApiError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+)
+
+_MAX_QUOTED_PATH = 256
+
+
+def error_response(problem: ApiError) -> Response:
+    return Response(
+        msgspec.json.encode(problem.body()),
+        status_code=problem.status,
+        headers=problem.headers,
+        media_type="application/json",
+    )
+
+
+def answer_errors_as_openai(app: FastAPI) -> None:
+    """Lets an app answer its own errors, FastAPI's and Starlette's alike."""
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_defect)
+
+
+async def _on_api_error(_request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, ApiError)
+    return error_response(problem)
+
+
+async def _on_validation_error(_request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, RequestValidationError)
+    return error_response(refusals.explain(problem.errors()))
+
+
+async def _on_http_exception(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, HTTPException)
+    call = f"{request.method} {request.scope['path'][:_MAX_QUOTED_PATH]}"
+    match problem.status_code:
+        case 404:
+            error = NotFound(f"Unknown path: {call}. See /docs.", code="unknown_url")
+        case 405:
+            allowed = (problem.headers or {}).get("Allow", "")
+            error = MethodNotAllowed(f"Method not allowed: {call}. Allowed: {allowed}.", allowed)
+        case status:
+            error = InvalidRequest(f"{problem.detail}.")
+            error.status = status
+    return error_response(error)
+
+
+async def _on_defect(_request: Request, _problem: Exception) -> Response:
+    return error_response(InternalError())  # Starlette goes on to raise it: the gate logs it

@@ -1,0 +1,90 @@
+"""Errors that clients see: each knows its HTTP status and becomes OpenAI's error body."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """A request that gets no answer, or only the first part of one.
+
+    Attributes:
+        param: The parameter at fault, as OpenAI names it (`messages[0].content`).
+        code: For programs; None where the type says it all.
+    """
+
+    status = 500
+    type = "server_error"
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def body(self) -> ErrorBody:
+        return ErrorBody(ErrorDetail(self.message, self.type, self.param, self.code))
+
+
+class InvalidRequest(ApiError):
+    """The client can mend it."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message, code="method_not_allowed")
+        self.headers = {"Allow": allowed}
+
+
+class EngineFailed(ApiError):
+    """An engine core could not answer, and says why."""
+
+
+class Unavailable(ApiError):
+    """Not now: another try may succeed."""
+
+    status = 503
+    headers = {"Retry-After": "1"}
+
+
+class Draining(Unavailable):
+    """This deployment is about to end; another one may listen on the same address soon."""
+
+    headers = {**Unavailable.headers, "Connection": "close"}
+
+
+class ClientLeft(ApiError):
+    """Nobody reads the answer. The status is nginx's, for the log."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.")
+
+
+class InternalError(ApiError):
+    """A defect of this program."""
+
+    def __init__(self) -> None:
+        super().__init__("Internal error; the log tells more, under this X-Request-Id.")

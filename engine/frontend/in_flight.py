@@ -1,0 +1,162 @@
+"""The requests that a front end has at each engine: bookkeeping without sockets.
+
+Gaps in the numbers of messages show what ZMQ dropped. What a dropped message was about fails at
+once and is never waited for.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+from engine.frontend.errors import EngineFailed, Unavailable
+from engine.frontend.generation import Generation
+from engine.frontend.readiness import newest_engines
+from engine.protocol import (
+    AddRequest,
+    EngineOutputs,
+    FinishReason,
+    Member,
+    ProcessState,
+    RequestOutput,
+    engine_identity,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """What a front end knows of one engine process.
+
+    Attributes:
+        is_reachable: The last message to it could be sent.
+        next_sequence: Number of the next message to it.
+        expected: Number of the next outputs from it.
+        work: Sum over its generations.
+    """
+
+    def __init__(self, rank: int, incarnation: int) -> None:
+        self.rank = rank
+        self.incarnation = incarnation
+        self.identity = engine_identity(rank, incarnation)
+        self.state = ProcessState.starting
+        self.is_reachable = False
+        self.next_sequence = 0
+        self.expected = 0
+        self.work = 0
+        self.generations: dict[int, Generation] = {}
+
+    @property
+    def takes_work(self) -> bool:
+        return self.state is ProcessState.ready and self.is_reachable
+
+
+class InFlight:
+    """All engines of the deployment, the newest incarnation of each rank, and what each works on."""
+
+    def __init__(self) -> None:
+        self.engines: dict[int, Engine] = {}
+
+    def apply(self, members: Iterable[Member]) -> None:
+        """Takes over who is there. Requests at engines that are lost, gone or replaced fail."""
+        newest = newest_engines(members)
+        for rank in self.engines.keys() - newest.keys():
+            self.fail(self.engines.pop(rank), "it has left the deployment")
+        for rank, member in newest.items():
+            engine = self.engines.get(rank)
+            if engine is None or engine.incarnation != member.incarnation:
+                if engine is not None:
+                    self.fail(engine, "it was started anew")
+                engine = self.engines[rank] = Engine(rank, member.incarnation)
+            engine.state = member.state
+            if member.state is ProcessState.lost:
+                self.fail(engine, member.reason)
+
+    def work(self) -> dict[int, int]:
+        """Work in flight at each rank that takes new requests."""
+        return {rank: engine.work for rank, engine in self.engines.items() if engine.takes_work}
+
+    def add(
+        self, engine: Engine, request: AddRequest, on_close: Callable[[Generation], None]
+    ) -> Generation:
+        """Notes a request that was sent to an engine."""
+        generation = Generation(engine.rank, request, on_close)
+        engine.generations[request.request_id] = generation
+        engine.work += generation.work
+        return generation
+
+    def remove(self, generation: Generation) -> Engine | None:
+        """Forgets a request; the engine that still works on it, or None."""
+        engine = self.engines.get(generation.rank)
+        if engine is None or engine.generations.get(generation.request_id) is not generation:
+            return None
+        _drop(engine, generation)
+        return engine
+
+    def receive(self, outputs: EngineOutputs) -> list[Generation]:
+        """Hands a step's outputs to their requests.
+
+        Returns:
+            Requests that have failed although the engine may still work on them.
+        """
+        engine = self.engines.get(outputs.rank)
+        if engine is None or engine.incarnation != outputs.incarnation:
+            return []  # late words of an engine that is no more
+        expected, engine.expected = engine.expected, outputs.sequence + 1
+        if outputs.sequence != expected:
+            problem = f"outputs {expected} to {outputs.sequence - 1} were lost"
+            logger.error("engine %s.%s: %s", engine.rank, engine.incarnation, problem)
+            return self.fail(engine, problem)
+        if outputs.lost is not None:
+            self._fail_unheard(engine, *outputs.lost)
+        for output in outputs.outputs:
+            generation = engine.generations.get(output.request_id)
+            if generation is not None:  # else it was aborted meanwhile
+                _deliver(engine, generation, output)
+        return []
+
+    def fail(self, engine: Engine, reason: str) -> list[Generation]:
+        """Fails all requests of an engine.
+
+        Returns:
+            The requests.
+        """
+        failed = list(engine.generations.values())
+        for generation in failed:
+            _fail(engine, generation, reason)
+        if failed:
+            logger.warning("%d requests of rank %s fail: %s", len(failed), engine.rank, reason)
+        return failed
+
+    def _fail_unheard(self, engine: Engine, first: int, last: int) -> None:
+        logger.error(
+            "engine %s.%s: messages %s to %s never arrived there",
+            *(engine.rank, engine.incarnation, first, last),
+        )
+        for generation in list(engine.generations.values()):
+            if first <= generation.sequence <= last:
+                _fail(engine, generation, "the request never arrived there")
+
+
+def _deliver(engine: Engine, generation: Generation, output: RequestOutput) -> None:
+    match output.finish_reason:
+        case FinishReason.error:
+            _drop(engine, generation)
+            generation.fail(EngineFailed(output.error or "the engine failed", code="engine_failed"))
+        case FinishReason.abort:
+            _fail(engine, generation, "the engine gave up the request")
+        case FinishReason.stop | FinishReason.length:
+            _drop(engine, generation)
+            generation.deliver(output)
+        case None:
+            engine.work -= generation.work
+            generation.deliver(output)
+            engine.work += generation.work
+
+
+def _fail(engine: Engine, generation: Generation, reason: str) -> None:
+    _drop(engine, generation)
+    generation.fail(Unavailable(f"Rank {engine.rank} failed: {reason}", code="rank_failed"))
+
+
+def _drop(engine: Engine, generation: Generation) -> None:
+    del engine.generations[generation.request_id]
+    engine.work -= generation.work

@@ -1,0 +1,91 @@
+"""What request models are built of: which parameters are known, and which do nothing yet.
+
+Every parameter is supported, or ignored (it asks for nothing that changes the answer), or not
+supported yet. The last are taken at the values that mean the same as leaving them out, which
+clients do send, and refused otherwise.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+IGNORED = "Accepted and ignored."
+NOT_YET = "Not supported yet."
+
+
+class RequestModel(BaseModel):
+    """A JSON object of known keys. Wrong types are refused, never converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    _neutral: ClassVar[dict[str, list[Any]]] = {}
+    """Values at which a parameter that is not supported yet is taken."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+        cls._neutral = {
+            name: extra["enum"]  # type: ignore[misc]
+            for name, extra in extras.items()
+            if isinstance(extra, dict) and "enum" in extra
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_supported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in sorted(data.keys() - cls.model_fields.keys()):
+            raise _unknown(name, list(cls.model_fields))
+        for name in sorted(data.keys() & cls._neutral.keys()):
+            if not _is_one_of(data[name], cls._neutral[name]):
+                raise fault("unsupported_parameter", f"'{name}' is not supported yet.", name)
+        return data
+
+
+def ignored() -> Any:
+    return Field(default=None, description=IGNORED)
+
+
+def not_yet(*neutral: Any) -> Any:
+    """A field that is refused unless it is left out, null or one of the neutral values."""
+    return Field(default=None, description=NOT_YET, json_schema_extra={"enum": [None, *neutral]})
+
+
+def fault(code: str, message: str, param: str = "") -> PydanticCustomError:
+    """What is wrong with a value.
+
+    Args:
+        param: The key at fault, of an object.
+    """
+    return PydanticCustomError(code, "{message}", {"message": message, "param": param})  # type: ignore[arg-type]
+
+
+def _check_unicode(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:
+            raise PydanticCustomError("invalid_unicode", "Half a character.") from problem
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
+"""Text that can be encoded: JSON lets halves of characters through."""
+
+
+def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:
+    closest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{closest[0]}'?" if closest else ""
+    printable = ascii(name[:64])
+    return fault("unknown_parameter", f"Unknown parameter: {printable}.{hint}", printable[1:-1])
+
+
+def _is_one_of(value: Any, neutral: Sequence[Any]) -> bool:
+    # To Python 0 and False are equal, to JSON they are not.
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral)

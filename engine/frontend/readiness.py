@@ -1,0 +1,93 @@
+"""Whether requests can be answered, and who is to blame if not: functions of the membership."""
+
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from engine.config import Role
+from engine.protocol import DeploymentState, Member, Membership, ProcessState
+
+
+class Absentee(msgspec.Struct, frozen=True):
+    """An engine core that takes no requests."""
+
+    name: str
+    state: str
+    phase: str = ""
+    """What it does while it is starting."""
+    reason: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of `GET /ready`."""
+
+    ready: bool
+    reason: str
+    """Why not, in one sentence."""
+    ready_ranks: list[int]
+    missing: list[Absentee]
+    """Not heard of yet, or still starting."""
+    suspect: list[Absentee]
+    lost: list[Absentee]
+
+
+def readiness(
+    membership: Membership | None, dp: int, connected_ranks: Collection[int], was_ready: bool
+) -> Readiness:
+    """What `GET /ready` answers.
+
+    Args:
+        connected_ranks: Those that this front end can send requests to.
+        was_ready: Every rank has been ready once: from then on one is enough.
+    """
+    engines = newest_engines(membership.members if membership else ())
+    absent = [_absentee(rank, engines.get(rank), connected_ranks) for rank in range(dp)]
+    ready_ranks = [rank for rank in range(dp) if absent[rank] is None]
+    suspect = _in_state(absent, ProcessState.suspect)
+    lost = _in_state(absent, ProcessState.lost)
+    reason = _reason(membership, len(ready_ranks), dp, was_ready)
+    return Readiness(
+        ready=not reason,
+        reason=reason,
+        ready_ranks=ready_ranks,
+        missing=[each for each in absent if each and each not in suspect and each not in lost],
+        suspect=suspect,
+        lost=lost,
+    )
+
+
+def newest_engines(members: Iterable[Member]) -> dict[int, Member]:
+    """The engine core of each rank, where several are known the one started last."""
+    newest: dict[int, Member] = {}
+    for member in members:
+        if member.role is not Role.engine or member.rank is None:
+            continue
+        known = newest.get(member.rank)
+        if known is None or known.incarnation < member.incarnation:
+            newest[member.rank] = member
+    return newest
+
+
+def _absentee(rank: int, member: Member | None, connected: Collection[int]) -> Absentee | None:
+    """What keeps a rank from taking requests; None: nothing."""
+    if member is None:
+        return Absentee(f"engine-{rank}", "unknown", reason="has not registered")
+    if member.state is not ProcessState.ready:
+        return Absentee(member.name, member.state.value, member.phase.value, member.reason)
+    if rank not in connected:
+        return Absentee(member.name, "unconnected", reason="not connected to this front end")
+    return None
+
+
+def _in_state(absent: Iterable[Absentee | None], state: ProcessState) -> list[Absentee]:
+    return [each for each in absent if each and each.state == state.value]
+
+
+def _reason(membership: Membership | None, num_ready: int, dp: int, was_ready: bool) -> str:
+    if membership is None:
+        return "the coordinator has not answered yet"
+    if membership.state is DeploymentState.draining:
+        return "draining: no new requests are taken"
+    if num_ready < (1 if was_ready else dp):
+        return f"{num_ready} of {dp} ranks are ready"
+    return ""

@@ -1,0 +1,66 @@
+"""From a request to what the engine is told: sampling parameters within the model's limits."""
+
+import secrets
+from collections.abc import Sequence
+
+from engine.config import Settings
+from engine.frontend.errors import InvalidRequest
+from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
+from engine.protocol import SamplingParams
+
+GREEDY_BELOW = 1e-5
+"""Temperatures that divide logits out of float32's range pick the likeliest token anyway."""
+_SEEDS = 2**64
+
+
+def sampling_params(
+    request: ChatCompletionRequest | CompletionRequest,
+    prompt_token_ids: Sequence[int],
+    settings: Settings,
+) -> SamplingParams:
+    """How the engine shall choose the tokens.
+
+    Raises:
+        InvalidRequest: The prompt is empty, has tokens that the model does not know, or leaves
+            too little of the context.
+    """
+    param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
+    _check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
+    max_tokens = _max_tokens(
+        request.max_tokens, len(prompt_token_ids), settings.max_model_len, param
+    )
+    temperature = 1.0 if request.temperature is None else request.temperature
+    seed = secrets.randbits(64) if request.seed is None else request.seed
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=min(max(request.top_k or 0, 0), settings.facts.vocab_size),
+        seed=seed % _SEEDS,  # -1 is 2**64 - 1
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    if not token_ids:
+        raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
+    largest = max(token_ids)
+    if largest >= vocab_size:
+        raise InvalidRequest(
+            f"Token id out of range: {largest}. The model has {vocab_size} tokens.",
+            param=param,
+            code="invalid_token_id",
+        )
+
+
+def _max_tokens(asked: int | None, num_prompt_tokens: int, context: int, param: str) -> int:
+    left = context - num_prompt_tokens
+    if left >= (asked or 1):
+        return asked or left
+    raise InvalidRequest(
+        f"This model's maximum context length is {context} tokens. However, you requested "
+        f"{num_prompt_tokens + (asked or 1)} tokens ({num_prompt_tokens} in the {param}, "
+        f"{asked or 1} in the completion). Please reduce the length of the {param} or completion.",
+        param=param,
+        code="context_length_exceeded",
+    )

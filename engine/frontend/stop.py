@@ -1,0 +1,55 @@
+"""Stop strings, looked for in text that comes piece by piece."""
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Finds the first stop string in a stream of text, however the text is cut into pieces.
+
+    First is the one that is complete first; of two that end at the same place the longer. Text that may be the
+    beginning of a stop string is held back until more text decides.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        assert all(stops), "an empty stop string matches everywhere"
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def add(self, piece: str) -> str:
+        """Text that may be sent now; nothing any more once `stopped`."""
+        if not self._stops:
+            return piece
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        start = _first_match(text, self._stops)
+        if start is not None:
+            self.stopped = True
+            self._held = ""
+            return text[:start]
+        safe = len(text) - _longest_beginning(text, self._stops)
+        self._held = text[safe:]
+        return text[:safe]
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _first_match(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string that is complete first begins."""
+    found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _longest_beginning(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of the text with which a stop string begins."""
+    longest = min(len(text), max(map(len, stops)) - 1)
+    ends = (length for length in range(longest, 0, -1) if _begins(text, length, stops))
+    return next(ends, 0)
+
+
+def _begins(text: str, length: int, stops: Sequence[str]) -> bool:
+    return any(stop.startswith(text[-length:]) for stop in stops)

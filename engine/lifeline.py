@@ -1,0 +1,50 @@
+"""The pipe from the launcher: first it tells a process what to be, then its end tells the process to go."""
+
+import os
+import struct
+import threading
+from collections.abc import Callable
+
+_LENGTH = struct.Struct("!Q")
+
+
+class Lifeline:
+    """The child's end of the pipe. Nothing is ever sent after the payload; the launcher's death closes it too."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def payload(self) -> bytes:
+        """What the launcher wrote first.
+
+        Raises:
+            EOFError: The launcher ended before it had written everything.
+        """
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+        return self._read(length)
+
+    def watch(self, on_end: Callable[[], None], grace_s: float) -> None:
+        """Calls `on_end` from another thread when the pipe closes, and ends the process `grace_s` seconds later."""
+
+        def wait() -> None:
+            while os.read(self._fd, 4096):
+                pass
+            on_end()
+            threading.Event().wait(grace_s)
+            os._exit(1)
+
+        threading.Thread(target=wait, name="lifeline", daemon=True).start()
+
+    def _read(self, length: int) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            chunk = os.read(self._fd, length - len(data))
+            if not chunk:
+                raise EOFError("the launcher ended before it had told what to do")
+            data += chunk
+        return bytes(data)
+
+
+def frame(payload: bytes) -> bytes:
+    """The bytes that the launcher writes for `Lifeline.payload` to read."""
+    return _LENGTH.pack(len(payload)) + payload

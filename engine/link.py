@@ -1,0 +1,168 @@
+"""The link of a process to the coordinator: says hello, sends heartbeats and facts, receives membership.
+
+It runs in a thread of its own, so that a long step of the model is not taken for silence.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import zmq
+
+from engine import transport
+from engine.errors import ProtocolError
+from engine.protocol import (
+    FROM_COORDINATOR,
+    MEMBERSHIP,
+    GetPlan,
+    Heartbeat,
+    Membership,
+    Message,
+    Phase,
+    PhaseEntered,
+    PlanAnswer,
+    Register,
+    Registered,
+    RegisterAgain,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class CoordinatorLink:
+    """One process's (or the launcher's) side of the sockets to the coordinator. All methods may be called anywhere.
+
+    Args:
+        hello: First message: `Register` of a process, `ApplyPlan` of the launcher; repeated to a restarted coordinator.
+        on_membership: Called in the link's thread with every membership.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        hello: Message,
+        heartbeat_s: float,
+        on_membership: Callable[[Membership], None],
+    ) -> None:
+        self._endpoint = endpoint
+        self._hello = hello
+        self._heartbeat_ms = max(1, round(heartbeat_s * 1000))
+        self._on_membership = on_membership
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._phase = Phase.importing
+        self._num_steps = 0
+        self._num_requests = 0
+        self._calls: dict[int, Future[PlanAnswer]] = {}
+        self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def enter_phase(self, phase: Phase) -> None:
+        """Tells what the process does now; `Phase.ready` makes it ready."""
+        assert isinstance(self._hello, Register)
+        self._phase = phase
+        self.send(PhaseEntered(self._hello.name, self._hello.incarnation, phase))
+
+    def report(self, num_steps: int, num_requests: int) -> None:
+        """Progress and work that the next heartbeats tell."""
+        self._num_steps = num_steps
+        self._num_requests = num_requests
+
+    def get_plan(self) -> Future[PlanAnswer]:
+        """The plan and what became of it; the caller owns the deadline."""
+        future: Future[PlanAnswer] = Future()
+        call_id = id(future)
+        self._calls[call_id] = future
+        future.add_done_callback(lambda _: self._calls.pop(call_id, None))
+        self.send(GetPlan(call_id))
+        return future
+
+    def send(self, message: Message) -> None:
+        self._outbox.put(message)
+        os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Sends what is waiting to be sent, as far as the coordinator takes it, and ends the thread."""
+        self._outbox.put(None)
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        with zmq.Context() as context:
+            dealer = transport.connect(context, zmq.DEALER, self._endpoint)
+            members = context.socket(zmq.SUB)
+            members.setsockopt(zmq.SUBSCRIBE, b"")
+            members.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.LINGER, 100)
+            poller = zmq.Poller()
+            for source in (dealer, members, self._wake):
+                poller.register(source, zmq.POLLIN)
+            try:
+                self._loop(poller, dealer, members)
+            finally:
+                dealer.close()
+                members.close()
+
+    def _loop(self, poller: zmq.Poller, dealer: zmq.Socket, members: zmq.Socket) -> None:
+        transport.send(dealer, self._hello)
+        while True:
+            ready = dict(poller.poll(self._heartbeat_ms))
+            if not ready:
+                self._send_heartbeat(dealer)
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+                if not self._send_outbox(dealer):
+                    return
+            if dealer in ready:
+                self._receive_answers(dealer, members)
+            if members in ready:
+                self._receive_membership(members)
+
+    def _send_heartbeat(self, dealer: zmq.Socket) -> None:
+        if isinstance(self._hello, Register):
+            beat = Heartbeat(
+                self._hello.name, self._hello.incarnation, self._num_steps, self._num_requests
+            )
+            transport.send(dealer, beat)
+
+    def _send_outbox(self, dealer: zmq.Socket) -> bool:
+        """False when the link was closed."""
+        while not self._outbox.empty():
+            message = self._outbox.get()
+            if message is None:
+                return False
+            transport.send(dealer, message)
+        return True
+
+    def _receive_answers(self, dealer: zmq.Socket, members: zmq.Socket) -> None:
+        while dealer.poll(0):
+            match transport.decode(FROM_COORDINATOR, dealer.recv(), "coordinator"):
+                case Registered(publish_endpoint):
+                    members.connect(publish_endpoint)
+                case RegisterAgain():
+                    transport.send(dealer, self._hello)
+                    if isinstance(self._hello, Register):
+                        self.enter_phase(self._phase)
+                case PlanAnswer(call_id) as answer:
+                    future = self._calls.get(call_id)
+                    if future is not None and future.set_running_or_notify_cancel():
+                        future.set_result(answer)
+
+    def _receive_membership(self, members: zmq.Socket) -> None:
+        frame = None
+        while members.poll(0):  # each message replaces the one before
+            frame = members.recv()
+        if frame is None:
+            return
+        try:
+            membership = transport.decode(MEMBERSHIP, frame, "coordinator")
+        except ProtocolError:
+            logger.exception("membership ignored")
+            return
+        self._on_membership(membership)

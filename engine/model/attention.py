@@ -1,0 +1,131 @@
+"""Paged attention by plain torch operators: one gather, two batched products and a softmax per group of tiles.
+
+Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H key-value heads,
+G query heads per key-value head, D head size, S slots (blocks * block size).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from engine.model.batch import Layout, TileGroup
+
+
+class PagedCache:
+    """Keys and values of one layer, by block. The gather of a block is one contiguous row per head."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
+        dtype: torch.dtype, device: torch.device,
+    ) -> None:
+        shape = (2, num_kv_heads, num_blocks, block_size, head_dim)
+        # Zeros, since padding is read (and masked): a NaN in it would spread. Untouched pages take no memory on a CPU.
+        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
+        self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor, step: "AttentionStep") -> None:
+        """Stores new keys and values, [tokens, H, D] each."""
+        head_dim = keys.shape[-1]
+        self._rows.index_copy_(0, step.key_rows, keys.reshape(-1, head_dim))
+        self._rows.index_copy_(0, step.value_rows, values.reshape(-1, head_dim))
+
+    def gather(self, group: "_GroupStep") -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a group's contexts, [H*N, L, D] each."""
+        blocks = F.embedding(group.block_rows, self._blocks)
+        keys, values = blocks.view(2, group.num_batches, group.context, -1)
+        return keys, values
+
+
+@dataclass(slots=True)
+class _GroupStep:
+    begin: int
+    end: int
+    num_tiles: int
+    tile_tokens: int
+    num_batches: int
+    """H * N."""
+    context: int
+    """L."""
+    block_rows: torch.Tensor
+    """[2*H*N, B] rows of the cache to gather."""
+    mask: torch.Tensor
+    """[H*N, G*T, L] 0 where a token may look, -inf elsewhere."""
+
+
+@dataclass(slots=True)
+class AttentionStep:
+    """What all layers share in one step."""
+
+    key_rows: torch.Tensor
+    value_rows: torch.Tensor
+    groups: list[_GroupStep]
+
+
+class PagedAttention:
+    """Causal attention with grouped query heads over a paged cache."""
+
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_blocks: int, block_size: int,
+        dtype: torch.dtype, device: torch.device,
+    ) -> None:
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.num_groups = num_heads // num_kv_heads
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.dtype, self.device = dtype, device
+
+    def begin_step(self, layout: Layout) -> AttentionStep:
+        """Indices and masks of a step, made once for all layers."""
+        num_slots = self.num_blocks * self.block_size
+        heads = torch.arange(self.num_kv_heads)
+        key_rows = (torch.from_numpy(layout.slots)[:, None] + heads * num_slots).flatten()
+        value_rows = key_rows + self.num_kv_heads * num_slots
+        return AttentionStep(
+            key_rows=key_rows.to(self.device),
+            value_rows=value_rows.to(self.device),
+            groups=[self._begin_group(group) for group in layout.groups],
+        )
+
+    def _begin_group(self, group: TileGroup) -> _GroupStep:
+        num_tiles, num_blocks = group.block_tables.shape
+        context = num_blocks * self.block_size
+        heads = torch.arange(2 * self.num_kv_heads) * self.num_blocks
+        block_rows = heads[:, None, None] + torch.from_numpy(group.block_tables)
+        positions = torch.from_numpy(group.starts)[:, None] + torch.arange(group.tile_tokens)
+        hidden = torch.arange(context) > positions[..., None]
+        mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
+        mask = mask.repeat(self.num_kv_heads, self.num_groups, 1)
+        return _GroupStep(
+            begin=group.begin,
+            end=group.begin + num_tiles * group.tile_tokens,
+            num_tiles=num_tiles,
+            tile_tokens=group.tile_tokens,
+            num_batches=self.num_kv_heads * num_tiles,
+            context=context,
+            block_rows=block_rows.view(-1, num_blocks).to(self.device),
+            mask=mask.to(self.device),
+        )
+
+    def __call__(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+        cache: PagedCache, step: AttentionStep,
+    ) -> torch.Tensor:
+        """Stores keys and values [tokens, H, D], attends with queries [tokens, H*G, D].
+
+        Returns:
+            [tokens, H*G*D].
+        """
+        cache.write(keys, values, step)
+        parts = [self._attend(queries[g.begin : g.end], cache, g) for g in step.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _attend(self, queries: torch.Tensor, cache: PagedCache, group: _GroupStep) -> torch.Tensor:
+        n, t, h, g, d = (
+            group.num_tiles, group.tile_tokens, self.num_kv_heads, self.num_groups, self.head_dim,
+        )
+        keys, values = cache.gather(group)
+        rows = queries.reshape(n, t, h, g, d).permute(2, 0, 3, 1, 4).reshape(h * n, g * t, d)
+        scores = torch.baddbmm(group.mask, rows, keys.transpose(1, 2), alpha=d**-0.5)
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
+        return mixed.view(h, n, g, t, d).permute(1, 3, 0, 2, 4).reshape(n * t, h * g * d)

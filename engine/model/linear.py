@@ -1,0 +1,58 @@
+"""Matrix products with weights that never change: one interface, one class per way of computing."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+_PACKING_ROWS = 64
+"""Rows for which oneDNN lays weights out; 64 was seen to serve 1 to 512 rows well (docs/performance.md)."""
+
+
+class Linear(Protocol):
+    """`y = x @ weight.T + bias`, plus a residual if given."""
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps [rows, in_features] to [rows, out_features]."""
+        ...
+
+
+class TorchLinear:
+    """The operator that every device has."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        return y if residual is None else y.add_(residual)
+
+
+class PackedLinear:
+    """Weights laid out once for oneDNN: on a CPU half of the time of `TorchLinear` at few rows."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if residual is None:
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+
+
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """The fastest linear layer for the weight's device and type; weight is [out_features, in_features]."""
+    if weight.device.type == "cpu" and _can_pack(weight.dtype):
+        return PackedLinear(weight, bias)
+    return TorchLinear(weight, bias)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

@@ -1,0 +1,89 @@
+"""Runs a model with torch in one worker, on a CPU or a GPU."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from engine.config import Device, DType, Settings
+from engine.errors import CapacityError
+from engine.model.attention import PagedAttention, PagedCache
+from engine.model.batch import lay_out
+from engine.model.llama import Llama
+from engine.model.loader import Checkpoint
+from engine.model.runner import Chunk
+from engine.model.sampler import sample
+from engine.sampling import SamplingParams
+
+_DTYPES = {
+    DType.float32: torch.float32,
+    DType.bfloat16: torch.bfloat16,
+    DType.float16: torch.float16,
+}
+
+
+class TorchRunner:
+    """A model of ours on one CPU or GPU.
+
+    Args:
+        device_id: GPU id on this node; None on a CPU.
+    """
+
+    def __init__(self, settings: Settings, directory: Path, device_id: int | None, num_threads: int) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._dtype = _DTYPES[settings.dtype]
+        self._device = torch.device("cpu")
+        if settings.device is Device.cuda:
+            self._device = torch.device("cuda", device_id or 0)
+        torch.set_num_threads(num_threads)
+
+    @torch.inference_mode()
+    def load_weights(self) -> None:
+        facts, cache = self._settings.facts, self._settings.cache
+        self._attention = PagedAttention(
+            facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim,
+            cache.num_blocks, cache.block_size, self._dtype, self._device,
+        )
+        weights = Checkpoint(self._directory, self._dtype, self._device)
+        self._model = Llama(facts, weights, self._attention, self._settings.max_model_len)
+
+    def allocate_cache(self) -> None:
+        facts, cache = self._settings.facts, self._settings.cache
+        try:
+            self._caches = [
+                PagedCache(
+                    cache.num_blocks, cache.block_size, facts.num_key_value_heads, facts.head_dim,
+                    self._dtype, self._device,
+                )
+                for _ in range(facts.num_hidden_layers)
+            ]
+        except (torch.OutOfMemoryError, RuntimeError) as problem:
+            raise CapacityError(
+                f"no memory for a KV cache of {cache.num_blocks} blocks: {problem}",
+                "profile.kv_cache_bytes=... with less than was planned",
+            ) from problem
+
+    def warm_up(self) -> None:
+        """One prefill and one decode, so that the first request finds everything loaded and compiled."""
+        block_size = self._settings.cache.block_size
+        length = min(self._settings.max_num_batched_tokens, self._settings.max_model_len, block_size)
+        greedy = SamplingParams(max_tokens=1, temperature=0.0)
+        # Block 0 is written and left unpublished: nobody can find what is in it.
+        self.execute([Chunk([0] * length, 0, [0], greedy)])
+        self.execute([Chunk([0], length - 1, [0], greedy)])
+
+    @torch.inference_mode()
+    def execute(self, chunks: Sequence[Chunk]) -> list[int]:
+        layout = lay_out(chunks, self._settings.cache.block_size)
+        hidden_states = self._model.hidden_states(
+            torch.from_numpy(layout.token_ids).to(self._device),
+            torch.from_numpy(layout.positions).to(self._device),
+            self._attention.begin_step(layout),
+            self._caches,
+        )
+        wanted = [(chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None]
+        if not wanted:
+            return []
+        rows = torch.from_numpy(layout.sampled_rows).to(self._device)
+        return sample(self._model.logits(hidden_states.index_select(0, rows)), wanted)

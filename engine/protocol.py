@@ -1,0 +1,242 @@
+"""Every message between the processes of a deployment: one union and one typed decoder per direction.
+
+Commands are imperative, facts are nouns or past tense. Messages are msgpack arrays, so fields are only ever appended,
+with defaults. Who talks to whom:
+
+    front end  --ToEngine-->       engine core    (ROUTER bound by the front end, DEALER)
+    engine core --EngineOutputs--> front end      (PUSH, PULL bound by the front end)
+    everybody  --ToCoordinator-->  coordinator    (DEALER, ROUTER bound by the coordinator)
+    coordinator --FromCoordinator--> one process  (the same sockets, answers)
+    coordinator --Membership-->    everybody      (XPUB bound by the coordinator, SUB)
+"""
+
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from engine.config import ProcessSpec, Role
+from engine.sampling import SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all messages."""
+
+
+class FinishReason(Enum):
+    """Why a request ended; the first two are OpenAI's."""
+
+    stop = "stop"
+    length = "length"
+    abort = "abort"
+    error = "error"
+
+
+class ProcessState(Enum):
+    """What the coordinator knows of a process."""
+
+    starting = "starting"
+    ready = "ready"
+    suspect = "suspect"
+    """Silent, or has work and makes no step: gets no new work."""
+    drained = "drained"
+    """A front end that takes no requests and has none in flight."""
+    lost = "lost"
+    """Gone or fenced: this incarnation never comes back."""
+
+
+class Phase(Enum):
+    """What a process does while it starts."""
+
+    importing = "importing"
+    loading_weights = "loading weights"
+    allocating_cache = "allocating cache"
+    warming_up = "warming up"
+    ready = "ready"
+
+
+class DeploymentState(Enum):
+    serving = "serving"
+    draining = "draining"
+
+
+# --- front end to engine core ---------------------------------------------------------------------------------------
+
+
+class AddRequest(Message, frozen=True):
+    sequence: int
+    """Number of this message from this front end to this incarnation: 0, 1, 2, ..."""
+    request_id: int
+    """Unique for one incarnation of one front end."""
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+
+
+class AbortRequests(Message, frozen=True):
+    sequence: int
+    request_ids: list[int]
+
+
+ToEngine = AddRequest | AbortRequests
+
+# --- engine core to front end ---------------------------------------------------------------------------------------
+
+
+class RequestOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New tokens of one request from one step."""
+
+    request_id: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache."""
+    error: str = ""
+    """With `FinishReason.error`: what went wrong."""
+
+
+class EngineOutputs(Message, frozen=True):
+    """All outputs of one step for one front end."""
+
+    rank: int
+    incarnation: int
+    sequence: int
+    """Number of this message from this incarnation to this front end: 0, 1, 2, ..."""
+    acknowledged: int
+    """Sequence number of the last message received from this front end; -1: none yet."""
+    outputs: list[RequestOutput]
+    lost: tuple[int, int] | None = None
+    """First and last sequence number of messages from this front end that never arrived."""
+
+
+# --- everybody to the coordinator -----------------------------------------------------------------------------------
+
+
+class Register(Message, frozen=True):
+    name: str
+    incarnation: int
+    role: Role
+    rank: int | None
+    node: str
+    pid: int
+    devices: list[int]
+    endpoints: dict[str, str]
+    """What it binds: a front end's `requests` and `outputs`."""
+    versions: dict[str, str]
+
+
+class PhaseEntered(Message, frozen=True):
+    name: str
+    incarnation: int
+    phase: Phase
+
+
+class Heartbeat(Message, frozen=True):
+    name: str
+    incarnation: int
+    num_steps: int = 0
+    """Steps made since the start: progress."""
+    num_requests: int = 0
+    """Requests waiting or running: work."""
+
+
+class Drained(Message, frozen=True):
+    """A front end has no request in flight any more, and takes none."""
+
+    name: str
+    incarnation: int
+
+
+class ApplyPlan(Message, frozen=True):
+    """The launcher tells what was planned; the coordinator compares registrations with it."""
+
+    processes: list[ProcessSpec]
+    plan: msgspec.Raw
+    """The DeploymentPlan, msgpack; kept for `GET /plan`, never read."""
+
+
+class ProcessExited(Message, frozen=True):
+    """The launcher saw a process end."""
+
+    name: str
+    incarnation: int
+    reason: str
+
+
+class BeginDrain(Message, frozen=True):
+    """The launcher wants no new requests."""
+
+
+class GetPlan(Message, frozen=True):
+    call_id: int
+
+
+ToCoordinator = Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
+
+# --- coordinator to everybody ---------------------------------------------------------------------------------------
+
+
+class Registered(Message, frozen=True):
+    publish_endpoint: str
+    """Where membership is published."""
+
+
+class RegisterAgain(Message, frozen=True):
+    """The coordinator does not know the sender: it has been restarted."""
+
+
+class PlanAnswer(Message, frozen=True):
+    call_id: int
+    plan: Any
+    """The DeploymentPlan as decoded msgpack; None before the launcher told it."""
+    actual: list["Member"]
+    drift: list[str]
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One process as it is."""
+
+    name: str
+    role: Role
+    rank: int | None
+    incarnation: int
+    node: str
+    pid: int
+    devices: list[int]
+    state: ProcessState
+    phase: Phase
+    since_s: float
+    """Seconds in this state."""
+    reason: str = ""
+    """Why it is suspect or lost."""
+    endpoints: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    num_requests: int = 0
+    """Requests it has in flight, as of its last heartbeat."""
+
+
+class Membership(Message, frozen=True):
+    """The whole truth about who is there; every message replaces the one before."""
+
+    epoch: int
+    """Grows whenever a process joins, leaves or changes its state."""
+    state: DeploymentState
+    members: list[Member]
+    missing: list[str]
+    """Planned processes that have not registered."""
+    drift: list[str]
+    """Differences between plan and registrations, one sentence each."""
+
+
+FromCoordinator = Registered | RegisterAgain | PlanAnswer
+
+ENCODER = msgspec.msgpack.Encoder()
+TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)
+ENGINE_OUTPUTS = msgspec.msgpack.Decoder(EngineOutputs)
+TO_COORDINATOR = msgspec.msgpack.Decoder(ToCoordinator)
+FROM_COORDINATOR = msgspec.msgpack.Decoder(FromCoordinator)
+MEMBERSHIP = msgspec.msgpack.Decoder(Membership)
+
+
+def engine_identity(rank: int, incarnation: int) -> bytes:
+    """ROUTER identity of one engine process: `engine-<rank>.<incarnation>`."""
+    return b"engine-%d.%d" % (rank, incarnation)

@@ -1,0 +1,139 @@
+"""`python -m launcher`: compose -> resolve -> plan -> show or carry out."""
+
+import argparse
+import os
+import signal
+import sys
+from typing import NoReturn, assert_never
+
+import hydra
+from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.config import Action, LaunchConfig, register
+from launcher.config_checks import check, without_effect
+from launcher.errors import Interrupted, LauncherError, Refused
+from launcher.plan import DeploymentPlan
+
+RAISE_ERRORS = "HYDRA_FULL_ERROR"
+"""Set, Hydra raises its errors instead of printing them."""
+
+
+def main() -> NoReturn:
+    sys.exit(run())
+
+
+def run() -> int:
+    """Does what the command line says and returns the exit code, of several jobs the highest."""
+    register()
+    flags, unknown = get_args_parser().parse_known_args()
+    if unknown:
+        from launcher.config_errors import explain_flags
+
+        return report(explain_flags(unknown, flags.overrides))
+    exit_codes: list[int] = []
+    bugs: list[Exception] = []
+
+    def job(composed: DictConfig) -> None:
+        del os.environ[RAISE_ERRORS]
+        try:
+            exit_codes.append(launch(to_config(composed, flags)))
+        except Refused as error:
+            exit_codes.append(report(error))
+        except Exception as bug:
+            bugs.append(bug)
+            raise
+        finally:
+            os.environ[RAISE_ERRORS] = "1"
+
+    os.environ[RAISE_ERRORS] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+    except Exception as error:
+        if error in bugs:
+            raise
+        exit_codes.append(report(explained(error, flags)))
+    finally:
+        del os.environ[RAISE_ERRORS]
+    return max(exit_codes, default=0)
+
+
+def to_config(composed: DictConfig, flags: argparse.Namespace) -> LaunchConfig:
+    """The composed config as typed values, the last that is seen of OmegaConf."""
+    try:
+        config = OmegaConf.to_object(composed)
+    except (OmegaConfBaseException, AttributeError) as error:  # +foo=1 finds no attribute
+        raise explained(error, flags) from None
+    assert isinstance(config, LaunchConfig)
+    return config
+
+
+def explained(error: Exception, flags: argparse.Namespace) -> Refused:
+    """An error of Hydra or OmegaConf as one of ours; one that is nobody's mistake is raised."""
+    from launcher.config_errors import explain
+
+    refused = explain(error, flags.overrides, flags.multirun)
+    if refused is None:
+        raise error
+    return refused
+
+
+def launch(config: LaunchConfig) -> int:
+    """One deployment from config to end; returns the exit code."""
+    try:
+        check(config)
+        plan = make(config)
+        shown = config.action is Action.plan  # with the plan, its own warnings too
+        for line in (*without_effect(config), *(() if shown else plan.warnings)):
+            sys.stderr.write(f"warning: {line}\n")
+        return carry_out(plan, config)
+    except LauncherError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        return report(Interrupted(signal.SIGINT))
+
+
+def make(config: LaunchConfig) -> DeploymentPlan:
+    """The plan of a valid config. What this needs is imported here: `--cfg job` starts faster."""
+    from launcher.planner import make_plan
+    from launcher.resolve import resolve
+
+    resolved = resolve(config)
+    return make_plan(
+        config,
+        resolved.facts,
+        resolved.cluster,
+        model_name=resolved.model_name,
+        passed_environment=resolved.passed_environment,
+    )
+
+
+def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
+    """Does `action`. Whatever carries a plan out sees the plan and the backend's deadline only."""
+    deadline_s = config.backend.start_deadline_s
+    match config.action:
+        case Action.plan:
+            from launcher.actions.plan import show_plan
+
+            return show_plan(plan, config.plan.format)
+        case Action.serve:
+            from launcher.actions.serve import serve
+
+            return serve(plan, deadline_s)
+        case Action.smoke:
+            from launcher.actions.smoke import smoke
+
+            return smoke(plan, deadline_s)
+        case _ as never:
+            assert_never(never)
+
+
+def report(error: LauncherError) -> int:
+    """Writes an error and its hint to stderr; returns its exit code."""
+    sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`action=serve`: carries the plan out and stays until a signal or a failure ends it."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable
+
+from rich.console import Console
+
+from launcher.deployment import Deployment
+from launcher.errors import DeploymentFailed, Interrupted, LauncherError
+from launcher.executors import make_executor
+from launcher.plan import DeploymentPlan
+
+
+def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
+    """Serves until Ctrl-C or SIGTERM, which drain; a second one forces.
+
+    Returns:
+        0: drained.
+
+    Raises:
+        LauncherError: It could not start, a process ended, or it was interrupted.
+    """
+    return asyncio.run(_Serving(plan).run(start_deadline_s))
+
+
+class _Serving:
+    def __init__(self, plan: DeploymentPlan) -> None:
+        self._plan = plan
+        self._executor = make_executor(plan)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._began = time.monotonic()
+        self._deployment = Deployment(plan, self._executor, self._tell)
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+
+    async def run(self, start_deadline_s: float) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        try:
+            self._executor.reserve()
+            await self._start(start_deadline_s)
+            return await self._until_end()
+        finally:
+            await self._deployment.stop()
+            self._executor.release(keep_logs=self._deployment.failed)
+
+    async def _start(self, deadline_s: float) -> None:
+        number = await self._unless_signal(self._deployment.start(deadline_s))
+        if number is not None:
+            await self._deployment.kill()
+            raise Interrupted(number)
+        elapsed_s = time.monotonic() - self._began
+        self._console.print(
+            f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
+            f"model {self._plan.settings.model_name}  (Ctrl-C ends)"
+        )
+
+    async def _until_end(self) -> int:
+        failure: LauncherError | None = None
+        try:
+            await self._unless_signal(self._deployment.watch())
+        except DeploymentFailed as problem:
+            failure = problem
+            self._console.print(f"[red]{str(problem).splitlines()[0]}[/red]: ending", markup=True)
+        limit_s = self._plan.settings.drain_s
+        self._console.print(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
+        number = await self._unless_signal(self._drain(limit_s))
+        if number is not None:
+            await self._deployment.kill()
+            raise Interrupted(number)
+        if failure is not None:
+            raise failure
+        return 0
+
+    async def _drain(self, limit_s: float) -> None:
+        left = 0
+        with contextlib.suppress(LauncherError):  # what can still be drained was
+            left = await self._deployment.drain(limit_s)
+        if left:
+            self._console.print(f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off")
+        else:
+            self._console.print("drained")
+
+    async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
+        """Waits; the number of the signal that came first, if one did."""
+        waiting = asyncio.ensure_future(wait)
+        signalled = asyncio.ensure_future(self._signals.get())
+        try:
+            await asyncio.wait((waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                waiting.result()
+                return None
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+            return signalled.result()
+        finally:
+            signalled.cancel()
+
+    def _tell(self, process: str, news: str) -> None:
+        elapsed_s = time.monotonic() - self._began
+        self._console.print(f"{elapsed_s:6.1f} s  {process:<12} {news}", markup=False)

@@ -1,0 +1,152 @@
+"""What a config of the right shape can still have wrong: limits, options that need each other."""
+
+import dataclasses
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+from engine.config import ModelKind
+from launcher.config import Action, FileClusterOptions, LaunchConfig, PlanFormat, TopologyKind
+from launcher.config_errors import Problem, refusal
+from launcher.sizes import parse_bytes
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", lambda value, limit: value >= limit),
+    "gt": ("more than", lambda value, limit: value > limit),
+    "le": ("at most", lambda value, limit: value <= limit),
+}
+MODEL_OPTIONS = {
+    "path": ModelKind.path,
+    "repo": ModelKind.hub,
+    "revision": ModelKind.hub,
+    "seed": ModelKind.tiny,
+}
+"""Options of `model` that one choice alone reads."""
+
+
+def check(config: LaunchConfig) -> None:
+    """Looks at every limit and every rule that needs neither the model nor the cluster.
+
+    Raises:
+        Refused: All that is wrong, with overrides that mend it.
+    """
+    problems = [*_out_of_range(config, ""), *_broken_rules(config)]
+    if problems:
+        raise refusal(problems)
+
+
+def without_effect(config: LaunchConfig) -> list[str]:
+    """A line for each option that was set and is not read."""
+    model, default = config.model, type(config.model)()
+    lines = [
+        f"model.{name}={getattr(model, name)} has no effect with model={model.kind.name}"
+        for name, kind in MODEL_OPTIONS.items()
+        if kind is not model.kind and getattr(model, name) != getattr(default, name)
+    ]
+    if config.plan.format is not PlanFormat.table and config.action is not Action.plan:
+        lines.append(f"plan.format={config.plan.format.name} has no effect without action=plan")
+    return lines
+
+
+def _out_of_range(section: Any, prefix: str) -> Iterator[Problem]:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        key = prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, key + ".")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield Problem(f"{key} must be a finite number: {value}", f"{key}={field.default}")
+        elif value is not None and not isinstance(value, Enum):
+            yield from _beyond_limits(key, value, field)
+
+
+def _beyond_limits(key: str, value: Any, field: dataclasses.Field[Any]) -> Iterator[Problem]:
+    for limit, bound in field.metadata.items():
+        words, holds = LIMITS[limit]
+        if not holds(value, bound):
+            works = bound if field.default is None else field.default
+            yield Problem(f"{key} must be {words} {bound}: {value}", f"{key}={works}")
+
+
+def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
+    yield from _names(config)
+    yield from _missing_sources(config)
+    yield from _ranks_on_head(config)
+    yield from _batch_and_cache(config)
+    if config.tp > 1 and config.action is not Action.plan:
+        message = f"tp must be 1 with action={config.action.name}, more can only be planned yet"
+        yield Problem(f"{message}: {config.tp}", "tp=1")
+    silence, heartbeat = config.health.silence_s, config.health.heartbeat_s
+    if silence <= heartbeat:
+        yield Problem(
+            f"health.silence_s must be more than health.heartbeat_s ({heartbeat}): {silence}",
+            f"health.silence_s={5 * heartbeat}",
+        )
+
+
+def _names(config: LaunchConfig) -> Iterator[Problem]:
+    if not NAME.fullmatch(config.name):
+        slug = re.sub(r"[^a-z0-9]+", "-", config.name.lower()).strip("-")[:40] or "flotilla"
+        rule = "lower-case letters, digits and hyphens, no hyphen first, at most 40"
+        yield Problem(f"name must be {rule}: {config.name}", f"name={slug}")
+    if not config.frontend.host:
+        yield Problem("frontend.host must be an address: (empty)", "frontend.host=127.0.0.1")
+
+
+def _missing_sources(config: LaunchConfig) -> Iterator[Problem]:
+    model, cluster = config.model, config.cluster
+    if model.kind is ModelKind.path and not model.path:
+        yield Problem("model.path must be a directory with model=path: null", "model.path=DIR")
+    if model.kind is ModelKind.hub and not model.repo:
+        yield Problem(
+            "model.repo must be a repository with model=hub: null", "model.repo=OWNER/NAME"
+        )
+    if not isinstance(cluster, FileClusterOptions):
+        return
+    if not cluster.path:
+        yield Problem("cluster.path must be a file with cluster=file: null", "cluster.path=FILE")
+    if config.action is not Action.plan:
+        message = "cluster=file is an inventory to plan for, it cannot"
+        yield Problem(f"{message} run: action={config.action.name}", "action=plan")
+
+
+def _ranks_on_head(config: LaunchConfig) -> Iterator[Problem]:
+    dp, dp_local = config.dp, config.topology.dp_local
+    if dp_local is None:
+        return
+    match config.topology.kind:
+        case _ if not 0 <= dp_local <= dp:
+            must = f"between 0 and dp ({dp})"
+        case TopologyKind.head_only if dp_local != dp:
+            must = f"dp ({dp}) with topology=head_only"
+        case _:
+            return
+    yield Problem(f"topology.dp_local must be {must}: {dp_local}", f"topology.dp_local={dp}")
+
+
+def _batch_and_cache(config: LaunchConfig) -> Iterator[Problem]:
+    profile = config.profile
+    if 0 < profile.max_num_batched_tokens < profile.max_num_seqs:
+        # Each running request takes at least one token of a step.
+        yield Problem(
+            "profile.max_num_batched_tokens must be at least profile.max_num_seqs"
+            f" ({profile.max_num_seqs}): {profile.max_num_batched_tokens}",
+            f"profile.max_num_seqs={profile.max_num_batched_tokens}",
+        )
+    if profile.kv_cache_bytes != "auto" and not _is_size(profile.kv_cache_bytes):
+        shown = shlex.quote(profile.kv_cache_bytes)
+        yield Problem(
+            f"profile.kv_cache_bytes must be auto or a size such as 512MiB: {shown}",
+            "profile.kv_cache_bytes=auto",
+        )
+
+
+def _is_size(text: str) -> bool:
+    try:
+        return parse_bytes(text) > 0
+    except ValueError:
+        return False

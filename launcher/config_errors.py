@@ -1,0 +1,217 @@
+"""Mistakes on the command line: what is wrong in one line, and an override that works.
+
+Hydra says what it could not do, one thing at a time; here every override is looked at, so that
+all mistakes are named at once, each with the closest name.
+"""
+
+import difflib
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from launcher.config import Action
+from launcher.config_options import Catalogue
+from launcher.errors import Refused
+
+SHOW_OPTIONS = "python -m launcher --cfg job shows every option"
+SHOW_FLAGS = "python -m launcher --hydra-help lists the flags"
+WRITTEN = "an override is written key=value, such as dp=2"
+OTHER_NAMES = {"gpu": "cuda"}
+"""What people write whose closest name is a wrong one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong."""
+
+    message: str
+    """Full key and value included."""
+    override: str = ""
+    """What works instead."""
+
+
+def refusal(problems: Iterable[Problem], hint: str = SHOW_OPTIONS) -> Refused:
+    """All problems in one error: a line for each, one hint with all overrides that mend them."""
+    problems = list(problems)
+    overrides = dict.fromkeys(problem.override for problem in problems if problem.override)
+    return Refused("\n".join(problem.message for problem in problems), " ".join(overrides) or hint)
+
+
+def explain(error: Exception, overrides: Sequence[str], multirun: bool) -> Refused | None:
+    """What the user can do about an error of Hydra or OmegaConf; None if it is not the user's.
+
+    Args:
+        error: What was raised before the config was complete.
+        overrides: As typed.
+        multirun: Whether an override may have several values.
+    """
+    parsed, problems = _parse(overrides)
+    chosen = {
+        item.key_or_group: str(item.value()) for item in parsed if not item.is_sweep_override()
+    }
+    catalogue = Catalogue(chosen)
+    for override in parsed:
+        problems.extend(_problems(override, catalogue, multirun))
+    if problems:
+        hint = WRITTEN if len(parsed) < len(overrides) else SHOW_OPTIONS
+        return refusal(problems, hint)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return refusal([_as_hydra_says(error, catalogue, overrides)])
+    if isinstance(error, ValueError):  # how Hydra refuses flags that exclude each other
+        return Refused(str(error), SHOW_FLAGS)
+    return None
+
+
+def explain_flags(flags: Sequence[str], overrides: Sequence[str]) -> Refused:
+    """What to write instead of flags that do not exist, such as `--dp 2` or `--dp=2`."""
+    flag, equals, value = flags[0].partition("=")
+    value = value or next((text for text in overrides if "=" not in text), "")
+    key = _closest_key(flag.strip("-").replace("-", "_"), Catalogue({}))
+    hint = f"options are overrides, without dashes: {key}={value}" if key and value else WRITTEN
+    typed = flags[0] if equals or not value else f"{flag} {value}"
+    return Refused(f"there is no flag {flag}: {typed}", hint)
+
+
+def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+    parser = OverridesParser.create()
+    parsed, problems = [], []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except OverrideParseException:
+            problems.append(_unreadable(text))
+    return parsed, problems
+
+
+def _unreadable(text: str) -> Problem:
+    """What is wrong with an override that Hydra's grammar does not allow."""
+    typed, equals, value = text.partition("=")
+    catalogue = Catalogue({})
+    if not equals:
+        return Problem(f"not an override: {text}", _meant_by(text, catalogue))
+    key = typed if typed in catalogue.options else _closest_key(typed, catalogue)
+    option = catalogue.options.get(key)
+    if option is None:
+        return Problem(f"not an override: {text}")
+    if option.expected != "text":
+        return Problem(f"{key} must be {option.expected}: {value}", option.with_default())
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    override = shlex.quote(f'{key}="{quoted}"')
+    return Problem(f"{typed} has a value that must be quoted: {text}", override)
+
+
+def _meant_by(word: str, catalogue: Catalogue) -> str:
+    """The override that a lone word stands for: `plan` -> `action=plan`, `tiny` -> `model=tiny`."""
+    values = {action.name: "action" for action in Action}
+    for group, choices in catalogue.groups.items():
+        values |= {choice: group for choice in choices if choice not in ("default", *values)}
+    close = difflib.get_close_matches(word, values, n=1, cutoff=0.7)
+    return f"{values[close[0]]}={close[0]}" if close else ""
+
+
+def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Iterator[Problem]:
+    key, text = override.key_or_group, override.input_line or ""
+    if override.is_hydra_override() or override.package is not None:
+        return
+    if override.is_delete():
+        if key not in catalogue.groups:
+            yield Problem(f"nothing can be taken away with ~: {text}")
+    elif override.is_sweep_override():
+        if not multirun:
+            yield Problem(
+                f"{key} takes one value, or several with -m: {text}", f"-m {shlex.quote(text)}"
+            )
+    elif (problem := _problem(key, override.value(), text, catalogue)) is not None:
+        yield problem
+    elif override.is_add():
+        yield Problem(f"{key} exists already, write it without +: {text}", text.lstrip("+"))
+
+
+def _problem(key: str, value: object, text: str, catalogue: Catalogue) -> Problem | None:
+    """What is wrong with a key or its value; limits are checked later, on the whole config."""
+    if isinstance(value, dict) and key in catalogue.sections:
+        inner = (_problem(f"{key}.{name}", item, text, catalogue) for name, item in value.items())
+        return next((problem for problem in inner if problem is not None), None)
+    if key in catalogue.groups:
+        return _wrong_choice(key, catalogue.groups[key], catalogue.defaults[key], value)
+    if key in catalogue.sections:
+        first = next(option for option in catalogue.options if option.startswith(f"{key}."))
+        override = catalogue.options[first].with_default()
+        return Problem(f"{key} holds options, it takes no value itself: {_shown(value)}", override)
+    option = catalogue.options.get(key)
+    if option is None:
+        return _unknown(key, value, text, catalogue)
+    if option.choices:
+        return _wrong_choice(key, option.choices, option.with_default().partition("=")[2], value)
+    if not option.accepts(value):
+        return Problem(f"{key} must be {option.expected}: {_shown(value)}", option.with_default())
+    return None
+
+
+def _wrong_choice(key: str, choices: Sequence[str], default: str, value: object) -> Problem | None:
+    word = _shown(value)
+    if word in choices or "${" in word:
+        return None
+    close = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
+    other = OTHER_NAMES.get(word)
+    choice = other if other in choices else (close or [default])[0]
+    return Problem(f"{key} must be one of {', '.join(choices)}: {word}", f"{key}={choice}")
+
+
+def _unknown(key: str, value: object, text: str, catalogue: Catalogue) -> Problem:
+    typed = text.partition("=")[2] if f"{key}=" in text else _shown(value)
+    choice = catalogue.in_other_choice(key)
+    if choice is not None:
+        group = choice.partition("=")[0]
+        message = f"{key} is no option of {group}={catalogue.chosen[group]}: {text}"
+        return Problem(message, f"{choice} {shlex.quote(f'{key}={typed}')}")
+    message = f"there is no option {key}: {text}"
+    close = _closest_key(key, catalogue)
+    if not close:
+        return Problem(message)
+    wrong_too = _problem(close, value, text, catalogue)
+    return Problem(message, wrong_too.override if wrong_too else shlex.quote(f"{close}={typed}"))
+
+
+def _closest_key(key: str, catalogue: Catalogue) -> str:
+    """The group or option most like a misspelt key, or ""."""
+    section, _, name = key.rpartition(".")
+
+    def likeness(candidate: str) -> float:
+        its_section, _, its_name = candidate.rpartition(".")
+        alone = _ratio(name, its_name) + (0.1 if section == its_section else 0)
+        return max(alone, _ratio(key, candidate))
+
+    best = max((*catalogue.groups, *catalogue.options), key=likeness)
+    return best if likeness(best) > 0.7 else ""
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _as_hydra_says(error: Exception, catalogue: Catalogue, overrides: Sequence[str]) -> Problem:
+    """An error that no single override explains, in Hydra's or OmegaConf's own words."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    says = str(cause).partition("\n")[0] or type(cause).__name__
+    key = getattr(cause, "full_key", None) or ""
+    if key in catalogue.options:
+        override = catalogue.options[key].with_default()
+    else:
+        override = f"{key}={catalogue.defaults[key]}" if key in catalogue.defaults else ""
+    if isinstance(cause, MissingMandatoryValue):
+        return Problem(f"{key} has no value", override)
+    written = [text for text in overrides if text.lstrip("+").startswith(f"{key}=")]
+    return Problem(f"{says}: {written[-1]}" if key and written else says, override)
+
+
+def _shown(value: object) -> str:
+    """A value as it is typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) or "(empty)"

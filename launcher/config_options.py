@@ -1,0 +1,141 @@
+"""What can be written on the command line: options with types and defaults, groups with choices."""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib import resources
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.config import GROUP_SCHEMAS, LaunchConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One key that takes a value."""
+
+    key: str
+    """With dots: `profile.max_num_seqs`."""
+    section: type
+    """The dataclass that owns it."""
+    type: Any
+    default: Any
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition(".")[2]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What an enumeration can be; empty for other types."""
+        return tuple(self.type.__members__) if _is_enum(self.type) else ()
+
+    @property
+    def expected(self) -> str:
+        """What its values are, to follow "must be"."""
+        match self.type:
+            case _ if self.choices:
+                return "one of " + ", ".join(self.choices)
+            case kind if kind is bool:
+                return "true or false"
+            case kind if kind is int:
+                return "a whole number"
+            case kind if kind is float:
+                return "a number"
+        return "text"
+
+    def accepts(self, value: object) -> bool:
+        """Whether the value has the option's type; its limits are another matter."""
+        try:
+            OmegaConf.update(OmegaConf.structured(self.section), self.name, value)
+        except OmegaConfBaseException:
+            return False
+        return True
+
+    def with_default(self) -> str:
+        """The override that sets the default."""
+        value = self.default
+        if dataclasses.MISSING in (value, self.default):
+            value = self.choices[0] if self.choices else None
+        if isinstance(value, Enum):
+            value = value.name
+        return f"{self.key}={'null' if value is None else str(value).lower()}"
+
+
+class Catalogue:
+    """All options and groups, given the choices that groups with schemas of their own have.
+
+    Attributes:
+        options: By full key.
+        sections: Keys that hold options.
+        groups: Choices of each group.
+        defaults: The choice each group has by default.
+        chosen: The choice each group has.
+    """
+
+    def __init__(self, chosen: Mapping[str, str]) -> None:
+        self.groups = read_groups()
+        self.defaults = read_defaults()
+        self.chosen = {**self.defaults, **chosen}
+        self.options = {option.key: option for option in self._walk(LaunchConfig, "")}
+        self.sections = {key.rpartition(".")[0] for key in self.options} - {""} | set(self.groups)
+
+    def in_other_choice(self, key: str) -> str | None:
+        """The choice of the key's group, `cluster=file`, with which the key exists."""
+        group, _, name = key.partition(".")
+        for schema in GROUP_SCHEMAS.get(group, ()):
+            if name in {field.name for field in dataclasses.fields(schema)}:
+                return f"{group}={schema.choice}"
+        return None
+
+    def _walk(self, section: type, prefix: str) -> Iterator[Option]:
+        hints = get_type_hints(section)
+        for field in dataclasses.fields(section):
+            kind = _without_none(hints[field.name])
+            key = prefix + field.name
+            if key in GROUP_SCHEMAS:
+                kind = self._schema(key)
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                yield from self._walk(kind, key + ".")
+            else:
+                yield Option(key, section, kind, field.default)
+
+    def _schema(self, group: str) -> type:
+        schemas = {schema.choice: schema for schema in GROUP_SCHEMAS[group]}
+        return schemas.get(self.chosen[group], GROUP_SCHEMAS[group][0])
+
+
+def read_groups() -> dict[str, Sequence[str]]:
+    """Choices of each group: the YAML files in `conf/`."""
+    return {
+        folder.name: sorted(file.name[:-5] for file in folder.iterdir() if _is_yaml(file.name))
+        for folder in resources.files("conf").iterdir()
+        if folder.is_dir() and any(_is_yaml(file.name) for file in folder.iterdir())
+    }
+
+
+def read_defaults() -> dict[str, str]:
+    """The choice of each group in the defaults list."""
+    primary = yaml.safe_load(resources.files("conf").joinpath("config.yaml").read_text())
+    entries = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
+    return {key: value for entry in entries for key, value in entry.items() if " " not in key}
+
+
+def _is_yaml(name: str) -> bool:
+    return name.endswith(".yaml")
+
+
+def _is_enum(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _without_none(kind: Any) -> Any:
+    """The type without `| None`."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(arm for arm in get_args(kind) if arm is not type(None))
+    return kind

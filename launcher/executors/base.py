@@ -1,0 +1,59 @@
+"""What an executor is: it carries a plan out, and knows nothing of how the plan came to be."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process ended."""
+
+    name: str
+    incarnation: int
+    reason: str
+    """`exit code 1`, `killed by SIGKILL`."""
+
+
+class Executor(Protocol):
+    """Starts and ends the processes of one plan. `stop` may be called at any time, and twice."""
+
+    coordinator_endpoint: str
+    """Where the launcher finds the coordinator."""
+    addresses: list[str]
+    """`http://` addresses of the front ends."""
+
+    def reserve(self) -> None:
+        """Takes what must be free: name, ports.
+
+        Raises:
+            Refused: Somebody else has it. Nothing was started.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Starts every process; they say themselves when they are ready.
+
+        Raises:
+            StartFailed: A process could not be started at all.
+        """
+        ...
+
+    async def next_exit(self) -> Exit:
+        """Waits until a process ends."""
+        ...
+
+    def log_tail(self, name: str, num_lines: int) -> list[str]:
+        """The last lines that a process logged."""
+        ...
+
+    def log_path(self, name: str) -> str:
+        """Where its log is."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Asks every process to end, kills those that have not after `grace_s`, and waits for all."""
+        ...
+
+    def release(self, keep_logs: bool) -> None:
+        """Gives back what `reserve` took."""
+        ...

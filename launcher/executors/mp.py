@@ -1,0 +1,153 @@
+"""Carries a plan out on this machine: one child process per planned process."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.config import ProcessSpec, Role
+from engine.entrypoint import Launch
+from engine.lifeline import frame
+from launcher.errors import StartFailed
+from launcher.executors.base import Exit
+from launcher.executors.listening import listen, url
+from launcher.plan import DeploymentPlan
+from launcher.run_directory import RunDirectory
+
+_ENVIRONMENT = {
+    # Freed memory stays with the process: a step's large tensors are the same size every time, and mapping and
+    # clearing fresh pages for them was seen to take a tenth of a prefill (docs/performance.md).
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(slots=True)
+class _Child:
+    process: asyncio.subprocess.Process
+    lifeline: int
+    """The launcher's end: closing it tells the child to end."""
+
+
+class MpExecutor:
+    """Children get what they need through a pipe each, and end when it closes: by `stop`, or with the launcher."""
+
+    def __init__(self, plan: DeploymentPlan) -> None:
+        self._plan = plan
+        self._directory = RunDirectory(plan.name)
+        self._sockets: list[socket.socket] = []
+        self._children: dict[str, _Child] = {}
+        self._exits: asyncio.Queue[Exit] = asyncio.Queue()
+        self._watchers: list[asyncio.Task[None]] = []
+        self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
+        self.addresses: list[str] = []
+
+    def reserve(self) -> None:
+        self._directory.acquire()
+        self._sockets = listen(self._plan.settings.frontend)
+        self.addresses = [url(self._sockets[0])]
+
+    async def start(self) -> None:
+        for process in self._plan.processes:
+            await self._spawn(process)
+
+    async def next_exit(self) -> Exit:
+        return await self._exits.get()
+
+    def log_tail(self, name: str, num_lines: int) -> list[str]:
+        with contextlib.suppress(OSError):
+            text = Path(self.log_path(name)).read_text(errors="replace")
+            return text.splitlines()[-num_lines:]
+        return []
+
+    def log_path(self, name: str) -> str:
+        return str(self._directory.logs / f"{name}.log")
+
+    async def stop(self, grace_s: float) -> None:
+        for child in self._children.values():
+            if child.lifeline >= 0:
+                os.close(child.lifeline)
+                child.lifeline = -1
+        if self._watchers:
+            _, late = await asyncio.wait(self._watchers, timeout=grace_s)
+            for child in self._children.values():
+                with contextlib.suppress(ProcessLookupError):
+                    child.process.kill()
+            if late:
+                await asyncio.wait(late)
+        self._children.clear()
+        self._watchers.clear()
+
+    def release(self, keep_logs: bool) -> None:
+        for bound in self._sockets:
+            bound.close()
+        self._sockets.clear()
+        self._directory.remove(keep_logs)
+
+    async def _spawn(self, spec: ProcessSpec) -> None:
+        listening = self._listening(spec)
+        launch = Launch(
+            process=spec,
+            settings=self._plan.settings,
+            coordinator_endpoint=self.coordinator_endpoint,
+            incarnation=1,
+            listen_fds=tuple(bound.fileno() for bound in listening),
+            run_directory=str(self._directory.path),
+        )
+        theirs, ours = os.pipe()
+        log = os.open(self.log_path(spec.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "engine.entrypoint", str(theirs)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | _ENVIRONMENT | _thread_environment(spec),
+                pass_fds=(theirs, *launch.listen_fds),
+            )
+        except OSError as problem:
+            os.close(ours)
+            raise StartFailed(f"{spec.name} could not be started: {problem}") from problem
+        finally:
+            os.close(theirs)
+            os.close(log)
+            for bound in listening[1:]:
+                bound.close()
+        self._children[spec.name] = _Child(process, ours)
+        self._watchers.append(asyncio.create_task(self._watch(spec.name, process)))
+        with contextlib.suppress(BrokenPipeError):  # it died already: the watcher tells
+            await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
+
+    def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
+        """What a front end listens on: its TCP socket, and a private unix socket in the run directory."""
+        if spec.role is not Role.frontend:
+            return []
+        index = int(spec.name.rpartition("-")[2])
+        private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        private.bind(str(self._directory.path / f"{spec.name}.http"))
+        private.listen()
+        return [self._sockets[index], private]
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        self._exits.put_nowait(Exit(name, 1, reason))
+
+
+def _thread_environment(spec: ProcessSpec) -> dict[str, str]:
+    """OpenMP reads its number of threads when it is loaded."""
+    num_threads = max((worker.num_threads for worker in spec.workers), default=1)
+    return {"OMP_NUM_THREADS": str(num_threads)}
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

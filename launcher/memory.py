@@ -1,0 +1,168 @@
+"""How many blocks the KV cache of a rank has, and whether weights and cache fit: pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.config import CacheSettings, Device, DType
+from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
+from launcher.cluster import Node
+from launcher.config import LaunchConfig
+from launcher.errors import Refused
+from launcher.placement import DoesNotFit, ranks_per_node
+from launcher.sizes import MIB, counted, format_bytes, parse_bytes
+
+CPU_CACHE_SHARE = 0.05
+"""Of a node's memory for the caches of all its ranks: other programs live there too, and pages of
+the cache that a request once touched stay resident."""
+GPU_SHARE = 0.9
+"""Of a GPU's memory for the engine, as in vLLM (`gpu_memory_utilization`): the driver and the
+display take some, and the allocator leaves gaps."""
+CUDA_CONTEXT_BYTES = 1024 * MIB
+"""CUDA context, loaded kernels, cuBLAS workspaces."""
+UNKNOWN_MEMORY_CACHE_BYTES = 1024 * MIB
+"""Cache of a rank where an inventory does not say how much memory there is."""
+LEAST_TOKENS = 2048
+"""A cache sized by itself holds at least one request of this length, or of the model's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What one rank needs, over all its workers."""
+
+    config: LaunchConfig
+    facts: ModelFacts
+    dtype: DType
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.facts.weight_bytes(self.dtype.value)
+
+    @property
+    def block_bytes(self) -> int:
+        """One block of the cache. Workers beyond the number of key heads hold copies of them."""
+        copies = math.ceil(self.config.tp / self.facts.num_key_value_heads)
+        token_bytes = self.facts.kv_bytes_per_token(self.dtype.value) * copies
+        return token_bytes * self.config.profile.block_size
+
+    @property
+    def step_bytes(self) -> int:
+        """What a step needs besides, an upper estimate.
+
+        Hidden states, projections and the MLP's inner values of every token, float32 logits of
+        every request twice (sampling sorts a copy).
+        """
+        facts, profile = self.facts, self.config.profile
+        per_token = 8 * facts.hidden_size + 4 * facts.intermediate_size
+        per_request = 2 * BYTES_PER_ELEMENT["float32"] * facts.vocab_size
+        element = BYTES_PER_ELEMENT[self.dtype.value]
+        tokens, requests = profile.max_num_batched_tokens, profile.max_num_seqs
+        return tokens * per_token * element + requests * per_request
+
+    def num_blocks(self, num_tokens: int) -> int:
+        return math.ceil(num_tokens / self.config.profile.block_size)
+
+
+def size_cache(
+    config: LaunchConfig, facts: ModelFacts, dtype: DType, device: Device, homes: Sequence[Node]
+) -> tuple[CacheSettings, int]:
+    """The KV cache of every rank, and the most tokens that a request can have.
+
+    A request must fit into the cache alone: one that does not would be preempted for ever.
+
+    Args:
+        config: What the user wants.
+        facts: Of the model.
+        dtype: Of weights and cache, decided.
+        device: Decided.
+        homes: The node of each rank.
+
+    Raises:
+        Refused: An explicit size or length is impossible.
+        DoesNotFit: There is too little memory.
+    """
+    profile, limit = config.profile, facts.max_position_embeddings
+    if profile.max_model_len is not None and profile.max_model_len > limit:
+        raise Refused(
+            f"profile.max_model_len must be at most the model's limit ({limit}):"
+            f" {profile.max_model_len}",
+            f"profile.max_model_len={limit}",
+        )
+    memory = RankMemory(config, facts, dtype)
+    if profile.kv_cache_bytes == "auto":
+        least = memory.num_blocks(profile.max_model_len or min(limit, LEAST_TOKENS))
+        num_blocks = min(
+            _auto(memory, device, node, num_ranks, least)
+            for node, num_ranks in ranks_per_node(homes)
+        )
+    else:
+        num_blocks = _explicit(memory)
+    _check_fit(memory, device, homes, num_blocks)
+    cache = CacheSettings(
+        block_size=profile.block_size,
+        num_blocks=num_blocks,
+        prefix_caching=profile.prefix_caching,
+    )
+    return cache, profile.max_model_len or min(limit, num_blocks * profile.block_size)
+
+
+def _explicit(memory: RankMemory) -> int:
+    profile = memory.config.profile
+    num_blocks = parse_bytes(profile.kv_cache_bytes) // memory.block_bytes
+    least = memory.num_blocks(profile.max_model_len or 1)
+    if num_blocks >= least:
+        return num_blocks
+    what = f"a request of profile.max_model_len ({profile.max_model_len} tokens)"
+    if profile.max_model_len is None:
+        what = f"a block of {profile.block_size} tokens"
+    needed = least * memory.block_bytes
+    raise Refused(
+        f"profile.kv_cache_bytes must hold {what}, {format_bytes(needed)}:"
+        f" {profile.kv_cache_bytes}",
+        f"profile.kv_cache_bytes={math.ceil(needed / MIB)}MiB",
+    )
+
+
+def _auto(memory: RankMemory, device: Device, node: Node, num_ranks: int, least: int) -> int:
+    if device is Device.cuda:
+        return max(least, _gpu_room(memory, node, GPU_SHARE) // memory.block_bytes)
+    profile = memory.config.profile
+    tokens = profile.max_model_len or memory.facts.max_position_embeddings
+    of_full_batch = profile.max_num_seqs * memory.num_blocks(tokens)
+    share = UNKNOWN_MEMORY_CACHE_BYTES
+    if node.memory_bytes:
+        share = int(CPU_CACHE_SHARE * node.memory_bytes) // num_ranks
+    return max(least, min(of_full_batch, share // memory.block_bytes))
+
+
+def _gpu_room(memory: RankMemory, node: Node, share: float) -> int:
+    """Bytes for the cache of one rank in the GPUs of its workers."""
+    if not node.gpu_memory_bytes:
+        return UNKNOWN_MEMORY_CACHE_BYTES
+    workers = memory.config.tp
+    usable = int(share * node.gpu_memory_bytes) - CUDA_CONTEXT_BYTES - memory.step_bytes
+    return usable * workers - memory.weight_bytes
+
+
+def _check_fit(memory: RankMemory, device: Device, homes: Sequence[Node], num_blocks: int) -> None:
+    """Refuses what is larger than the memory; not what only might be too much beside others."""
+    weights, cache = memory.weight_bytes, num_blocks * memory.block_bytes
+    needs = (
+        f"{format_bytes(weights)} of weights ({memory.dtype.value}), {format_bytes(cache)} of cache"
+    )
+    for node, num_ranks in ranks_per_node(homes):
+        if device is Device.cuda:
+            if node.gpu_memory_bytes and cache > _gpu_room(memory, node, 1.0):
+                step = format_bytes(CUDA_CONTEXT_BYTES + memory.step_bytes)
+                raise DoesNotFit(
+                    f"a rank does not fit into tp={memory.config.tp} GPUs of"
+                    f" {format_bytes(node.gpu_memory_bytes)} on {node.id}:"
+                    f" {needs}, {step} per GPU to compute"
+                )
+        # Ranks may share the pages of weights used as they are in the file, but packed copies
+        # are each rank's own.
+        elif node.memory_bytes and num_ranks * (weights + cache) > node.memory_bytes:
+            raise DoesNotFit(
+                f"dp={memory.config.dp} puts {counted(num_ranks, 'rank')} on {node.id}, which has"
+                f" {format_bytes(node.memory_bytes)} of memory: a rank takes {needs}"
+            )

@@ -1,0 +1,113 @@
+"""The private directory of a running deployment: its sockets, its logs, and the lock that makes its name unique."""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from launcher.errors import Refused
+
+_LONGEST_SOCKET_NAME = len("frontend-999.4194304.requests")
+_MAX_SOCKET_PATH = 107
+"""Source: unix(7), sun_path is 108 bytes with its end."""
+
+
+class RunDirectory:
+    """`<runtime directory>/flotilla/<name>`, mode 0700, held by a lock from `acquire` to `remove`."""
+
+    def __init__(self, name: str) -> None:
+        self.path = _base() / name
+        self._name = name
+        self._lock: int | None = None
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def acquire(self) -> None:
+        """Makes the directory, clearing what a killed deployment of this name has left.
+
+        Raises:
+            Refused: A running deployment has the name, or the place is not fit for it.
+        """
+        self._check_path()
+        while self._lock is None:
+            _make_private(self.path.parent)
+            _make_private(self.path)
+            self._lock = self._try_lock()
+        for entry in self.path.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self.logs.mkdir(mode=0o700)
+
+    def remove(self, keep_logs: bool) -> None:
+        """Removes everything, the logs apart if they are to be kept. Safe to call twice, or before `acquire`."""
+        if self._lock is None:
+            return
+        if keep_logs:
+            for entry in self.path.iterdir():
+                if entry != self.logs:
+                    entry.unlink()
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+        self._lock = None
+
+    def _try_lock(self) -> int | None:
+        """The lock's descriptor; None if its file vanished meanwhile, so that another must be made."""
+        path = self.path / "lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode() or "unknown"
+            os.close(lock)
+            raise Refused(
+                f"name is in use by a running deployment: {self._name} (launcher pid {holder.strip()})",
+                f"name={self._name}-2 frontend.port=0, or end the other one",
+            ) from None
+        if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:
+            os.close(lock)
+            return None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        return lock
+
+    def _check_path(self) -> None:
+        length = len(os.fsencode(self.path)) + 1 + _LONGEST_SOCKET_NAME
+        if length > _MAX_SOCKET_PATH:
+            raise Refused(
+                f"path of the run directory is too long for socket files: {self.path}",
+                "name=... with a shorter name, or XDG_RUNTIME_DIR set to a shorter directory",
+            )
+
+
+def _base() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "flotilla"
+    return Path(tempfile.gettempdir()) / f"flotilla-{os.getuid()}"
+
+
+def _make_private(path: Path) -> None:
+    """Makes a directory of mode 0700, or makes sure that the one there is ours and nobody else's."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError as problem:
+        raise Refused(
+            f"run directory cannot be made: {path} ({problem.strerror})",
+            "set XDG_RUNTIME_DIR or TMPDIR to a directory of yours",
+        ) from problem
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise Refused(
+            f"run directory belongs to somebody else: {path}",
+            "set XDG_RUNTIME_DIR or TMPDIR to a directory of yours",
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        path.chmod(0o700)

@@ -1,0 +1,45 @@
+"""Settings for tests, without a plan: small limits, every field open to be set."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoints.sources import read_facts
+from engine.config import (
+    BalancerOptions,
+    CacheSettings,
+    CoordinatorOptions,
+    Device,
+    DType,
+    FrontendOptions,
+    HealthOptions,
+    ModelKind,
+    ModelOptions,
+    Settings,
+)
+
+
+def make_settings(directory: Path, **changes: Any) -> Settings:
+    """Float32 on the CPU with room for a few requests of 512 tokens; `cache` takes a dict of changes."""
+    cache = CacheSettings(block_size=16, num_blocks=512, prefix_caching=True)
+    settings = Settings(
+        name="test",
+        dp=1,
+        tp=1,
+        model=ModelOptions(kind=ModelKind.path, path=str(directory)),
+        model_name="test",
+        facts=read_facts(directory),
+        dtype=DType.float32,
+        device=Device.cpu,
+        seed=0,
+        max_model_len=512,
+        max_num_seqs=64,
+        max_num_batched_tokens=1024,
+        cache=replace(cache, **changes.pop("cache", {})),
+        frontend=FrontendOptions(port=0),
+        balancer=BalancerOptions(),
+        health=HealthOptions(),
+        coordinator=CoordinatorOptions(),
+        drain_s=5.0,
+    )
+    return replace(settings, **changes)

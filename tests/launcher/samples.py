@@ -1,0 +1,101 @@
+"""Models, machines and configs that the tests plan with."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from engine.model.facts import ModelFacts
+from launcher.cluster import Cluster, Node
+from launcher.config import (
+    AutoClusterOptions,
+    LaunchConfig,
+    MpOptions,
+    TopologyKind,
+    TopologyOptions,
+    register,
+)
+from launcher.plan import DeploymentPlan
+from launcher.planner import make_plan
+
+GIB = 2**30
+
+SMOLLM2 = ModelFacts(
+    architecture="LlamaForCausalLM",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+    eos_token_ids=(2,),
+)
+LLAMA_8B = ModelFacts(
+    architecture="LlamaForCausalLM",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=131072,
+    rope_theta=500000.0,
+    dtype="bfloat16",
+    eos_token_ids=(128009,),
+)
+
+
+def cluster_of(*others: Node, **head: Any) -> Cluster:
+    """A head with 8 CPUs and 32 GiB unless told otherwise, and other nodes."""
+    given = {"cpus": 8, "memory_bytes": 32 * GIB, **head}
+    return Cluster(nodes=(Node(id="head", head=True, **given), *others))
+
+
+def gpu_head(gpus: int, gib: int = 80, **head: Any) -> Cluster:
+    return cluster_of(gpus=gpus, gpu_memory_bytes=gib * GIB, cpus=64, **head)
+
+
+def config_of(**changes: Any) -> LaunchConfig:
+    """The default config but for root keys, or keys of sections written `profile__block_size`."""
+    config = LaunchConfig(
+        backend=MpOptions(),
+        topology=TopologyOptions(kind=TopologyKind.head_only),
+        cluster=AutoClusterOptions(),
+    )
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        if section:
+            value = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section or name: value})
+    return config
+
+
+def composed(*overrides: str) -> LaunchConfig:
+    """The config that a command line gives."""
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+    assert isinstance(config, LaunchConfig)
+    return config
+
+
+def plan_for(
+    config: LaunchConfig,
+    facts: ModelFacts = SMOLLM2,
+    cluster: Cluster | None = None,
+    environment: Sequence[str] = (),
+) -> DeploymentPlan:
+    return make_plan(
+        config,
+        facts,
+        cluster or cluster_of(),
+        model_name="a-model",
+        passed_environment=tuple(environment),
+    )

@@ -1,0 +1,176 @@
+"""The groups compose, and limits and rules are checked on the whole config."""
+
+import pytest
+
+from engine.config import BalancerPolicy, ModelKind, ModelOptions, ProfileOptions
+from launcher.config import (
+    Action,
+    AutoClusterOptions,
+    FileClusterOptions,
+    MpOptions,
+    PlanFormat,
+    TopologyKind,
+)
+from launcher.config_checks import check, without_effect
+from launcher.config_options import read_defaults, read_groups
+from launcher.errors import Refused
+from tests.launcher.samples import composed, config_of
+
+
+def test_nothing_typed_means_the_default_model_on_this_machine():
+    config = composed()
+    assert config.action is Action.serve
+    assert (config.dp, config.tp, config.name, config.drain_s) == (1, 1, "flotilla", 30.0)
+    assert config.topology.kind is TopologyKind.head_only
+    assert isinstance(config.backend, MpOptions)
+    assert isinstance(config.cluster, AutoClusterOptions)
+    assert config.model == ModelOptions(kind=ModelKind.smollm2_135m)
+    assert config.balancer.policy is BalancerPolicy.least_loaded
+    check(config)
+
+
+def test_yaml_says_the_defaults_of_the_dataclasses_again_nowhere():
+    config = composed()
+    assert config == config_of()
+    assert config.profile == ProfileOptions()
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(group, choice) for group in read_groups() for choice in read_groups()[group]],
+)
+def test_every_choice_of_every_group_composes(group: str, choice: str):
+    composed(f"{group}={choice}")
+
+
+def test_every_group_has_a_default_choice():
+    defaults = read_defaults()
+    assert list(defaults)[:2] == ["backend", "topology"]  # a topology may choose the backend
+    assert set(defaults) == set(read_groups())
+
+
+@pytest.mark.parametrize("kind", ModelKind)
+def test_each_model_choice_sets_its_kind(kind: ModelKind):
+    assert composed(f"model={kind.name}").model.kind is kind
+
+
+def test_profiles_differ_only_in_batch_sizes():
+    low, high = composed("profile=low_latency").profile, composed("profile=high_throughput").profile
+    assert (low.max_num_seqs, low.max_num_batched_tokens) == (16, 512)
+    assert (high.max_num_seqs, high.max_num_batched_tokens) == (512, 8192)
+    assert low.block_size == high.block_size == ProfileOptions().block_size
+
+
+def test_a_group_with_choices_of_different_shape_gives_the_chosen_class():
+    config = composed("cluster=file", "cluster.path=nodes.yaml", "backend.start_deadline_s=20")
+    assert config.cluster == FileClusterOptions(path="nodes.yaml")
+    assert config.backend == MpOptions(start_deadline_s=20.0)
+
+
+REFUSED = [
+    (["dp=0"], "dp must be at least 1: 0", "dp=1"),
+    (["dp=5000"], "dp must be at most 4096: 5000", "dp=1"),
+    (["frontend.port=70000"], "frontend.port must be at most 65535: 70000", "frontend.port=8000"),
+    (
+        ["health.heartbeat_s=0"],
+        "health.heartbeat_s must be more than 0: 0.0",
+        "health.heartbeat_s=0.2",
+    ),
+    (["drain_s=nan"], "drain_s must be a finite number: nan", "drain_s=30.0"),
+    (["drain_s=inf"], "drain_s must be a finite number: inf", "drain_s=30.0"),
+    (
+        ["engine.threads=0", "profile.block_size=0", "profile.max_num_batched_tokens=0"],
+        "engine.threads must be at least 1: 0\n"
+        "profile.max_num_batched_tokens must be at least 1: 0\n"
+        "profile.block_size must be at least 1: 0",
+        "engine.threads=1 profile.max_num_batched_tokens=2048 profile.block_size=16",
+    ),
+    (
+        ["name=A_b"],
+        "name must be lower-case letters, digits and hyphens, no hyphen first, at most 40: A_b",
+        "name=a-b",
+    ),
+    (
+        ["dp=4", "topology.dp_local=5"],
+        "topology.dp_local must be between 0 and dp (4): 5",
+        "topology.dp_local=4",
+    ),
+    (
+        ["dp=4", "topology.dp_local=2"],
+        "topology.dp_local must be dp (4) with topology=head_only: 2",
+        "topology.dp_local=4",
+    ),
+    (
+        ["profile.max_num_batched_tokens=64"],
+        "profile.max_num_batched_tokens must be at least profile.max_num_seqs (128): 64",
+        "profile.max_num_seqs=64",
+    ),
+    (
+        ["profile.kv_cache_bytes=12parsecs"],
+        "profile.kv_cache_bytes must be auto or a size such as 512MiB: 12parsecs",
+        "profile.kv_cache_bytes=auto",
+    ),
+    (
+        ["profile.kv_cache_bytes=0"],
+        "profile.kv_cache_bytes must be auto or a size such as 512MiB: 0",
+        "profile.kv_cache_bytes=auto",
+    ),
+    (["model=path"], "model.path must be a directory with model=path: null", "model.path=DIR"),
+    (
+        ["model=hub"],
+        "model.repo must be a repository with model=hub: null",
+        "model.repo=OWNER/NAME",
+    ),
+    (
+        ["cluster=file", "action=plan"],
+        "cluster.path must be a file with cluster=file: null",
+        "cluster.path=FILE",
+    ),
+    (
+        ["cluster=file", "cluster.path=F"],
+        "cluster=file is an inventory to plan for, it cannot run: action=serve",
+        "action=plan",
+    ),
+    (
+        ["tp=2"],
+        "tp must be 1 with action=serve, more can only be planned yet: 2",
+        "tp=1",
+    ),
+    (
+        ["health.silence_s=0.1"],
+        "health.silence_s must be more than health.heartbeat_s (0.2): 0.1",
+        "health.silence_s=1.0",
+    ),
+    (["frontend.host="], "frontend.host must be an address: (empty)", "frontend.host=127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message", "hint"), REFUSED)
+def test_limits_and_rules(overrides: list[str], message: str, hint: str):
+    with pytest.raises(Refused) as refused:
+        check(composed(*overrides))
+    assert (str(refused.value), refused.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize(("overrides", "hint"), [(row[0], row[2]) for row in REFUSED])
+def test_hints_mend_what_they_are_for(overrides: list[str], hint: str):
+    check(composed(*overrides, *hint.split()))
+
+
+def test_the_widest_limits_are_allowed():
+    check(composed("action=plan", "dp=4096", "tp=512", "frontend.port=0", "drain_s=0"))
+    check(
+        composed("dp=4", "topology.dp_local=4", "name=" + 40 * "a", "profile.kv_cache_bytes=2GiB")
+    )
+
+
+def test_options_that_nothing_reads_are_named():
+    config = composed("model=tiny", "model.path=x", "model.repo=a/b", "plan.format=json")
+    assert config.plan.format is PlanFormat.json
+    assert without_effect(config) == [
+        "model.path=x has no effect with model=tiny",
+        "model.repo=a/b has no effect with model=tiny",
+        "plan.format=json has no effect without action=plan",
+    ]
+    assert without_effect(composed("model=tiny", "model.seed=3")) == []
+    assert without_effect(composed("action=plan", "plan.format=json")) == []

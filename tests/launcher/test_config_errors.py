@@ -1,0 +1,157 @@
+"""Every mistake on the command line: exit 2, a line naming key and value, a hint that works."""
+
+import pytest
+
+from launcher.config_checks import check
+from tests.launcher.samples import composed
+
+OPTIONS = "python -m launcher --cfg job shows every option"
+WRITTEN = "an override is written key=value, such as dp=2"
+
+MISTAKES = [
+    # Names that are nearly right.
+    ("dpp=2", "there is no option dpp: dpp=2", "dp=2"),
+    ("modell=tiny", "there is no option modell: modell=tiny", "model=tiny"),
+    (
+        "profile.max_num_seq=3",
+        "there is no option profile.max_num_seq: profile.max_num_seq=3",
+        "profile.max_num_seqs=3",
+    ),
+    ("max_num_seqs=3", "there is no option max_num_seqs: max_num_seqs=3", "profile.max_num_seqs=3"),
+    (
+        "heath.silence_s=3",
+        "there is no option heath.silence_s: heath.silence_s=3",
+        "health.silence_s=3",
+    ),
+    ("port=1", "there is no option port: port=1", "frontend.port=1"),
+    ("dtyp=bf16", "there is no option dtyp: dtyp=bf16", "engine.dtype=bfloat16"),
+    ("foo=1", "there is no option foo: foo=1", OPTIONS),
+    ("+foo=1", "there is no option foo: +foo=1", OPTIONS),
+    ("tp.x=2", "there is no option tp.x: tp.x=2", OPTIONS),
+    (
+        "profile={max_num_seq:3}",
+        "there is no option profile.max_num_seq: profile={max_num_seq:3}",
+        "profile.max_num_seqs=3",
+    ),
+    # Choices.
+    ("topology=head_onyl", "topology must be one of head_only: head_onyl", "topology=head_only"),
+    ("topology=split", "topology must be one of head_only: split", "topology=head_only"),
+    ("backend=ray", "backend must be one of mp: ray", "backend=mp"),
+    (
+        "model=tinny",
+        "model must be one of dummy, hub, path, smollm2_135m, tiny: tinny",
+        "model=tiny",
+    ),
+    (
+        "profile=null",
+        "profile must be one of default, high_throughput, low_latency: null",
+        "profile=default",
+    ),
+    (
+        "engine.dtype=bf16",
+        "engine.dtype must be one of auto, float32, bfloat16, float16: bf16",
+        "engine.dtype=bfloat16",
+    ),
+    (
+        "engine.device=gpu",
+        "engine.device must be one of auto, cuda, cpu: gpu",
+        "engine.device=cuda",
+    ),
+    ("action=bench", "action must be one of serve, plan, smoke: bench", "action=serve"),
+    (
+        "cluster.path=x",
+        "cluster.path is no option of cluster=auto: cluster.path=x",
+        "cluster=file cluster.path=x",
+    ),
+    # Types.
+    ("dp=two", "dp must be a whole number: two", "dp=1"),
+    ("dp=", "dp must be a whole number: (empty)", "dp=1"),
+    ("dp=null", "dp must be a whole number: null", "dp=1"),
+    ("dp=1.5", "dp must be a whole number: 1.5", "dp=1"),
+    ("dp=[1,2]", "dp must be a whole number: [1, 2]", "dp=1"),
+    ("drain_s=long", "drain_s must be a number: long", "drain_s=30.0"),
+    (
+        "profile.prefix_caching=maybe",
+        "profile.prefix_caching must be true or false: maybe",
+        "profile.prefix_caching=true",
+    ),
+    (
+        "health=null",
+        "health holds options, it takes no value itself: null",
+        "health.heartbeat_s=0.2",
+    ),
+    # Hydra's grammar.
+    ("foo", "not an override: foo", WRITTEN),
+    ("plan", "not an override: plan", "action=plan"),
+    ("tiny", "not an override: tiny", "model=tiny"),
+    ("dp=[1", "dp must be a whole number: [1", "dp=1"),
+    (
+        "model.path=/a=b",
+        "model.path has a value that must be quoted: model.path=/a=b",
+        "'model.path=\"/a=b\"'",
+    ),
+    ("a b=3", "not an override: a b=3", WRITTEN),
+    ("+dp=2", "dp exists already, write it without +: +dp=2", "dp=2"),
+    ("+model=tiny", "model exists already, write it without +: +model=tiny", "model=tiny"),
+    ("dp=1,2", "dp takes one value, or several with -m: dp=1,2", "-m dp=1,2"),
+    ("~nope", "nothing can be taken away with ~: ~nope", OPTIONS),
+    ("~backend", "backend has no value", "backend=mp"),
+    ("name=${foo}", "Interpolation key 'foo' not found: name=${foo}", "name=flotilla"),
+    ("hydra.foo=1", "Key 'foo' not in 'HydraConf': hydra.foo=1", OPTIONS),
+    # Flags.
+    (
+        "--dp=2",
+        "there is no flag --dp: --dp=2",
+        "options are overrides, without dashes: dp=2",
+    ),
+    ("--nope", "there is no flag --nope: --nope", WRITTEN),
+    (
+        "--config-name=nope",
+        "Cannot find primary config 'nope'. Check that it's in your config search path.",
+        OPTIONS,
+    ),
+    (
+        "--resolve",
+        "The --resolve flag can only be used in conjunction with --cfg or --help",
+        "python -m launcher --hydra-help lists the flags",
+    ),
+]
+
+
+@pytest.mark.parametrize(("argument", "message", "hint"), MISTAKES)
+def test_a_mistake(flotilla, argument: str, message: str, hint: str):
+    assert flotilla(argument) == (2, "", f"{message}\nhint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    "hint", sorted({row[2] for row in MISTAKES if "=" in row[2] and " " not in row[2]})
+)
+def test_hints_work(hint: str):
+    check(composed(hint.strip("'")))
+
+
+def test_all_mistakes_are_named_at_once(flotilla):
+    code, out, err = flotilla("dpp=2", "topology=x", "dtyp=bf16", "drain_s=long")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        "there is no option dpp: dpp=2",
+        "topology must be one of head_only: x",
+        "there is no option dtyp: dtyp=bf16",
+        "drain_s must be a number: long",
+        "hint: dp=2 topology=head_only engine.dtype=bfloat16 drain_s=30.0",
+    ]
+
+
+def test_a_mistake_is_named_whatever_else_is_shown(flotilla):
+    assert flotilla("--cfg", "job", "dpp=2")[0] == 2
+    assert flotilla("--info", "defaults", "topology=x")[0] == 2
+    assert flotilla("--help", "dpp=2")[0] == 2
+
+
+def test_a_flag_with_its_value_apart(flotilla):
+    assert flotilla("--max-num-seqs", "3") == (
+        2,
+        "",
+        "there is no flag --max-num-seqs: --max-num-seqs 3\n"
+        "hint: options are overrides, without dashes: profile.max_num_seqs=3\n",
+    )

@@ -1,0 +1,86 @@
+"""What is found out about the world before planning."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import ModelKind, ModelOptions
+from launcher.config import Action, FileClusterOptions, HeadOptions, LaunchConfig
+from launcher.errors import Refused
+from launcher.resolve import find_cluster, passed_environment, resolve
+from tests.launcher.samples import config_of
+
+
+def with_inventory(path: Path | str, **changes: object) -> LaunchConfig:
+    return config_of(action=Action.plan, cluster=FileClusterOptions(path=str(path)), **changes)
+
+
+def test_the_tiny_model_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    resolved = resolve(config_of(model=ModelOptions(kind=ModelKind.tiny)))
+    assert resolved.model_name == "tiny"
+    assert resolved.facts.num_hidden_layers > 0
+    assert resolved.cluster.head.cpus > 0
+    assert "XDG_CACHE_HOME" in resolved.passed_environment
+
+
+def test_a_name_of_the_users_own_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert (
+        resolve(config_of(model=ModelOptions(kind=ModelKind.tiny, name="mine"))).model_name
+        == "mine"
+    )
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path):
+    missing = tmp_path / "missing"
+    with pytest.raises(Refused, match=f"model.path does not exist: {missing}") as refused:
+        resolve(config_of(model=ModelOptions(kind=ModelKind.path, path=str(missing))))
+    assert refused.value.exit_code == 2
+    assert "model.path=DIR" in refused.value.hint
+
+
+@pytest.mark.parametrize("address", [None, "localhost", "127.0.0.1", "::1"])
+def test_all_names_of_this_machine_mean_the_head(address: str | None):
+    cluster = find_cluster(config_of(head=HeadOptions(address=address)))
+    assert cluster.head.address == "127.0.0.1"
+
+
+def test_the_head_of_one_machine_is_this_machine():
+    with pytest.raises(Refused, match="head.address must mean this machine: 192.0.2.7") as refused:
+        find_cluster(config_of(head=HeadOptions(address="192.0.2.7")))
+    assert refused.value.hint == "head.address=localhost"
+
+
+def test_an_inventory_file(tmp_path: Path):
+    path = tmp_path / "nodes.yaml"
+    path.write_text("nodes: [{id: a, head: true, address: 10.0.0.1}, {id: b, gpus: 2}]")
+    assert [node.id for node in find_cluster(with_inventory(path)).nodes] == ["a", "b"]
+    for address in ("a", "10.0.0.1"):
+        find_cluster(with_inventory(path, head=HeadOptions(address=address)))
+    with pytest.raises(Refused, match="head.address must mean the head") as refused:
+        find_cluster(with_inventory(path, head=HeadOptions(address="b")))
+    assert refused.value.hint == "head.address=10.0.0.1"
+
+
+def test_an_inventory_that_cannot_be_read(tmp_path: Path):
+    path = tmp_path / "nodes.yaml"
+    with pytest.raises(Refused, match=f"cluster.path cannot be read, No such file .*: {path}"):
+        find_cluster(with_inventory(path))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Refused, match=f"cluster.path cannot be read, not text: {path}"):
+        find_cluster(with_inventory(path))
+
+
+def test_only_names_of_other_tools_variables_are_passed():
+    environment = {
+        "HF_TOKEN": "secret",
+        "http_proxy": "http://proxy",
+        "NCCL_DEBUG": "INFO",
+        "CUDA_VISIBLE_DEVICES": "",
+        "FLOTILLA_DP": "3",
+        "HOME": "/root",
+    }
+    assert passed_environment(environment) == (
+        *("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "NCCL_DEBUG", "http_proxy"),
+    )
