@@ -1,7 +1,8 @@
 """What every process of a deployment is told: plain values, no Hydra, no torch, no I/O.
 
-The `*Options` classes are also the schemas of the config groups of the same name: they own the options' names, types,
-defaults, units and limits. `Settings` is what the planner makes of them: every `auto` is decided there.
+The `*Options` classes are also the schemas of the config groups of the same name: they own the
+options' names, types, defaults, units and limits. `Settings` is what the planner makes of them:
+every `auto` is decided there.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +14,16 @@ import msgspec
 from engine.model.facts import ModelFacts
 
 
-def option(default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
-    """A dataclass field with limits that the launcher checks: at least `ge`, more than `gt`, at most `le`."""
+def option(
+    default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None
+) -> Any:
+    """A dataclass field with limits that the launcher checks: at least `ge`, more than `gt`, at
+    most `le`.
+    """
     limits = {"ge": ge, "gt": gt, "le": le}
-    return field(default=default, metadata={key: value for key, value in limits.items() if value is not None})
+    return field(
+        default=default, metadata={key: value for key, value in limits.items() if value is not None}
+    )
 
 
 class ModelKind(Enum):
@@ -71,7 +78,9 @@ class ModelOptions:
 @dataclass(slots=True, kw_only=True)
 class EngineOptions:
     dtype: DType = DType.auto
-    """Type of weights, activations and KV cache; auto: the checkpoint's (float32 on a CPU for float16 checkpoints)."""
+    """Type of weights, activations and KV cache; auto: the checkpoint's (float32 on a CPU for
+    float16 checkpoints).
+    """
     device: Device = Device.auto
     """auto: GPUs if the cluster has any."""
     threads: int | None = option(None, ge=1, le=1024)
@@ -83,7 +92,9 @@ class EngineOptions:
 @dataclass(slots=True, kw_only=True)
 class ProfileOptions:
     max_model_len: int | None = option(None, ge=1)
-    """Most tokens of one request, prompt and output together; null: the model's limit, capped by the cache."""
+    """Most tokens of one request, prompt and output together; null: the model's limit, capped by
+    the cache.
+    """
     max_num_seqs: int = option(128, ge=1, le=65536)
     """Most requests that one rank runs in one step."""
     max_num_batched_tokens: int = option(2048, ge=1)
@@ -119,9 +130,13 @@ class HealthOptions:
     heartbeat_s: float = option(0.2, gt=0, le=60)
     """Seconds between two heartbeats of a process."""
     silence_s: float = option(1.0, gt=0, le=600)
-    """A rank that is silent, or has work and makes no step, for so long is suspect and gets no new work."""
+    """A rank that is silent, or has work and makes no step, for so long is suspect and gets no new
+    work.
+    """
     stop_s: float = option(5.0, gt=0, le=600)
-    """Seconds that processes get to end by themselves when the deployment stops, before they are killed."""
+    """Seconds that processes get to end by themselves when the deployment stops, before they are
+    killed.
+    """
 
 
 @dataclass(slots=True, kw_only=True)

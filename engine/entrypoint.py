@@ -1,6 +1,9 @@
-"""Where every process of a deployment starts: `python -m engine.entrypoint FD`, FD being its lifeline."""
+"""Where every process of a deployment starts: `python -m engine.entrypoint FD`, FD being its
+lifeline.
+"""
 
 import logging
+import os
 import signal
 import sys
 from typing import assert_never
@@ -60,7 +63,10 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the launcher decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group: the launcher decides
+    os.umask(0o077)  # sockets and logs are nobody else's business
     lifeline = Lifeline(int(sys.argv[1]))
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)

@@ -1,4 +1,6 @@
-"""The pipe from the launcher: first it tells a process what to be, then its end tells the process to go."""
+"""The pipe from the launcher: first it tells a process what to be, then its end tells the process
+to go.
+"""
 
 import os
 import struct
@@ -9,7 +11,9 @@ _LENGTH = struct.Struct("!Q")
 
 
 class Lifeline:
-    """The child's end of the pipe. Nothing is ever sent after the payload; the launcher's death closes it too."""
+    """The child's end of the pipe. Nothing is ever sent after the payload; the launcher's death
+    closes it too.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -24,7 +28,9 @@ class Lifeline:
         return self._read(length)
 
     def watch(self, on_end: Callable[[], None], grace_s: float) -> None:
-        """Calls `on_end` from another thread when the pipe closes, and ends the process `grace_s` seconds later."""
+        """Calls `on_end` from another thread when the pipe closes, and ends the process `grace_s`
+        seconds later.
+        """
 
         def wait() -> None:
             while os.read(self._fd, 4096):

@@ -1,4 +1,5 @@
-"""The link of a process to the coordinator: says hello, sends heartbeats and facts, receives membership.
+"""The link of a process to the coordinator: says hello, sends heartbeats and facts, receives
+membership.
 
 It runs in a thread of its own, so that a long step of the model is not taken for silence.
 """
@@ -25,18 +26,20 @@ from engine.protocol import (
     PhaseEntered,
     PlanAnswer,
     Register,
-    Registered,
     RegisterAgain,
+    Registered,
 )
 
 logger = logging.getLogger(__name__)
 
 
 class CoordinatorLink:
-    """One process's (or the launcher's) side of the sockets to the coordinator. All methods may be called anywhere.
+    """One process's (or the launcher's) side of the sockets to the coordinator. All methods may be
+    called anywhere.
 
     Args:
-        hello: First message: `Register` of a process, `ApplyPlan` of the launcher; repeated to a restarted coordinator.
+        hello: First message: `Register` of a process, `ApplyPlan` of the launcher; repeated to a
+            restarted coordinator.
         on_membership: Called in the link's thread with every membership.
     """
 
@@ -87,7 +90,9 @@ class CoordinatorLink:
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Sends what is waiting to be sent, as far as the coordinator takes it, and ends the thread."""
+        """Sends what is waiting to be sent, as far as the coordinator takes it, and ends the
+        thread.
+        """
         self._outbox.put(None)
         os.eventfd_write(self._wake, 1)
         self._thread.join()
@@ -109,7 +114,9 @@ class CoordinatorLink:
                 dealer.close()
                 members.close()
 
-    def _loop(self, poller: zmq.Poller, dealer: zmq.Socket, members: zmq.Socket) -> None:
+    def _loop(
+        self, poller: zmq.Poller, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]
+    ) -> None:
         transport.send(dealer, self._hello)
         while True:
             ready = dict(poller.poll(self._heartbeat_ms))
@@ -124,14 +131,14 @@ class CoordinatorLink:
             if members in ready:
                 self._receive_membership(members)
 
-    def _send_heartbeat(self, dealer: zmq.Socket) -> None:
+    def _send_heartbeat(self, dealer: zmq.Socket[bytes]) -> None:
         if isinstance(self._hello, Register):
             beat = Heartbeat(
                 self._hello.name, self._hello.incarnation, self._num_steps, self._num_requests
             )
             transport.send(dealer, beat)
 
-    def _send_outbox(self, dealer: zmq.Socket) -> bool:
+    def _send_outbox(self, dealer: zmq.Socket[bytes]) -> bool:
         """False when the link was closed."""
         while not self._outbox.empty():
             message = self._outbox.get()
@@ -140,7 +147,7 @@ class CoordinatorLink:
             transport.send(dealer, message)
         return True
 
-    def _receive_answers(self, dealer: zmq.Socket, members: zmq.Socket) -> None:
+    def _receive_answers(self, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]) -> None:
         while dealer.poll(0):
             match transport.decode(FROM_COORDINATOR, dealer.recv(), "coordinator"):
                 case Registered(publish_endpoint):
@@ -154,7 +161,7 @@ class CoordinatorLink:
                     if future is not None and future.set_running_or_notify_cancel():
                         future.set_result(answer)
 
-    def _receive_membership(self, members: zmq.Socket) -> None:
+    def _receive_membership(self, members: zmq.Socket[bytes]) -> None:
         frame = None
         while members.poll(0):  # each message replaces the one before
             frame = members.recv()

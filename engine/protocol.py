@@ -1,7 +1,8 @@
-"""Every message between the processes of a deployment: one union and one typed decoder per direction.
+"""Every message between the processes of a deployment: one union and one typed decoder per
+direction.
 
-Commands are imperative, facts are nouns or past tense. Messages are msgpack arrays, so fields are only ever appended,
-with defaults. Who talks to whom:
+Commands are imperative, facts are nouns or past tense. Messages are msgpack arrays, so fields are
+only ever appended, with defaults. Who talks to whom:
 
     front end  --ToEngine-->       engine core    (ROUTER bound by the front end, DEALER)
     engine core --EngineOutputs--> front end      (PUSH, PULL bound by the front end)
@@ -49,6 +50,7 @@ class Phase(Enum):
     """What a process does while it starts."""
 
     importing = "importing"
+    loading_tokenizer = "loading tokenizer"
     loading_weights = "loading weights"
     allocating_cache = "allocating cache"
     warming_up = "warming up"
@@ -60,7 +62,8 @@ class DeploymentState(Enum):
     draining = "draining"
 
 
-# --- front end to engine core ---------------------------------------------------------------------------------------
+# --- front end to engine core
+# ---------------------------------------------------------------------------------------
 
 
 class AddRequest(Message, frozen=True):
@@ -79,7 +82,8 @@ class AbortRequests(Message, frozen=True):
 
 ToEngine = AddRequest | AbortRequests
 
-# --- engine core to front end ---------------------------------------------------------------------------------------
+# --- engine core to front end
+# ---------------------------------------------------------------------------------------
 
 
 class RequestOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,7 +112,8 @@ class EngineOutputs(Message, frozen=True):
     """First and last sequence number of messages from this front end that never arrived."""
 
 
-# --- everybody to the coordinator -----------------------------------------------------------------------------------
+# --- everybody to the coordinator
+# -----------------------------------------------------------------------------------
 
 
 class Register(Message, frozen=True):
@@ -170,9 +175,12 @@ class GetPlan(Message, frozen=True):
     call_id: int
 
 
-ToCoordinator = Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
+ToCoordinator = (
+    Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
+)
 
-# --- coordinator to everybody ---------------------------------------------------------------------------------------
+# --- coordinator to everybody
+# ---------------------------------------------------------------------------------------
 
 
 class Registered(Message, frozen=True):

@@ -1,4 +1,4 @@
-"""How the tokens of a request are chosen: a value that travels from the front end to the sampler."""
+"""How the tokens of a request are chosen: travels from the front end to the sampler."""
 
 import msgspec
 

@@ -1,7 +1,8 @@
 """ZMQ sockets with the options that every link of a deployment needs, and typed receiving.
 
-A socket never waits for ever: sends do not block (a full queue or a vanished peer is an error for the caller), closing
-drops what was not sent, and messages over `MAX_MESSAGE_BYTES` are refused by libzmq.
+A socket never waits for ever: sends do not block (a full queue or a vanished peer is an error for
+the caller), closing drops what was not sent, and messages over `MAX_MESSAGE_BYTES` are refused by
+libzmq.
 """
 
 from pathlib import Path
@@ -17,17 +18,23 @@ T = TypeVar("T")
 MAX_MESSAGE_BYTES = 256 << 20
 """Far above the largest prompt; a guard against nonsense on a socket."""
 MAX_QUEUED_MESSAGES = 100_000
-"""High-water mark of each pipe: a step's outputs are one message, so this is minutes of silence from a reader."""
+"""High-water mark of each pipe: a step's outputs are one message, so this is minutes of silence
+from a reader.
+"""
 
 
-def bind(context: zmq.Context, kind: int, endpoint: str) -> tuple[zmq.Socket, str]:
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str
+) -> tuple[zmq.Socket[bytes], str]:
     """A bound socket of the kind (`zmq.ROUTER`, ...) and the endpoint that others connect to."""
     socket = _configure(context.socket(kind), kind)
     socket.bind(endpoint)
     return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
-def connect(context: zmq.Context, kind: int, endpoint: str, identity: bytes = b"") -> zmq.Socket:
+def connect(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b""
+) -> zmq.Socket[bytes]:
     """A socket of the kind (`zmq.DEALER`, ...) connected to the endpoint."""
     socket = _configure(context.socket(kind), kind)
     if identity:
@@ -37,14 +44,16 @@ def connect(context: zmq.Context, kind: int, endpoint: str, identity: bytes = b"
 
 
 def sibling_endpoint(endpoint: str, name: str) -> str:
-    """An endpoint to bind beside an existing one: in the same directory for ipc, any port of the same host for tcp."""
+    """An endpoint to bind beside an existing one: in the same directory for ipc, any port of the
+    same host for tcp.
+    """
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
         return f"ipc://{Path(address).with_name(name)}"
     return f"tcp://{address.rpartition(':')[0]}:*"
 
 
-def send(socket: zmq.Socket, message: Message, *route: bytes) -> None:
+def send(socket: zmq.Socket[bytes], message: Message, *route: bytes) -> None:
     """Sends without waiting.
 
     Args:
@@ -66,10 +75,12 @@ def decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes, sender: str) -> T:
     try:
         return decoder.decode(frame)
     except msgspec.MsgspecError as problem:
-        raise ProtocolError(f"message from {sender} does not follow the protocol: {problem}") from problem
+        raise ProtocolError(
+            f"message from {sender} does not follow the protocol: {problem}"
+        ) from problem
 
 
-def _configure(socket: zmq.Socket, kind: int) -> zmq.Socket:
+def _configure(socket: zmq.Socket[bytes], kind: int) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)

@@ -122,7 +122,10 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
         if key not in catalogue.groups:
             yield Problem(f"nothing can be taken away with ~: {text}")
     elif override.is_sweep_override():
-        if not multirun:
+        if multirun and override.is_discrete_sweep():
+            each = (_problem(key, value, text, catalogue) for value in override.sweep_iterator())
+            yield from [problem for problem in each if problem is not None][:1]
+        elif not multirun:
             yield Problem(
                 f"{key} takes one value, or several with -m: {text}", f"-m {shlex.quote(text)}"
             )

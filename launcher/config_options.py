@@ -59,12 +59,18 @@ class Option:
 
     def with_default(self) -> str:
         """The override that sets the default."""
-        value = self.default
-        if dataclasses.MISSING in (value, self.default):
-            value = self.choices[0] if self.choices else None
-        if isinstance(value, Enum):
-            value = value.name
-        return f"{self.key}={'null' if value is None else str(value).lower()}"
+        match self.default:
+            case None:
+                value = "null"
+            case bool(default):
+                value = str(default).lower()
+            case Enum(name=name):
+                value = name
+            case dataclasses.MISSING:  # only the choice of a group sets it
+                value = self.choices[0]
+            case default:
+                value = str(default)
+        return f"{self.key}={value}"
 
 
 class Catalogue:

@@ -31,7 +31,8 @@ class Deployment:
     """One plan in the hands of one executor. `stop` may be called at any time.
 
     Args:
-        tell: Called with (process, what it does now) at every phase and state that a process enters.
+        tell: Called with (process, what it does now) at every phase and state that a process
+            enters.
     """
 
     def __init__(

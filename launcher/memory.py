@@ -14,10 +14,12 @@ from launcher.sizes import MIB, counted, format_bytes, parse_bytes
 
 CPU_CACHE_SHARE = 0.05
 """Of a node's memory for the caches of all its ranks: other programs live there too, and pages of
-the cache that a request once touched stay resident."""
+the cache that a request once touched stay resident.
+"""
 GPU_SHARE = 0.9
 """Of a GPU's memory for the engine, as in vLLM (`gpu_memory_utilization`): the driver and the
-display take some, and the allocator leaves gaps."""
+display take some, and the allocator leaves gaps.
+"""
 CUDA_CONTEXT_BYTES = 1024 * MIB
 """CUDA context, loaded kernels, cuBLAS workspaces."""
 UNKNOWN_MEMORY_CACHE_BYTES = 1024 * MIB

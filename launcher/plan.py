@@ -1,4 +1,6 @@
-"""The placement plan: frozen values that can be read, compared, stored and carried out, and nothing else."""
+"""The placement plan: frozen values that can be read, compared, stored and carried out, and nothing
+else.
+"""
 
 import hashlib
 

@@ -1,4 +1,6 @@
-"""The private directory of a running deployment: its sockets, its logs, and the lock that makes its name unique."""
+"""The private directory of a running deployment: its sockets, its logs, and the lock that makes its
+name unique.
+"""
 
 import fcntl
 import os
@@ -15,7 +17,7 @@ _MAX_SOCKET_PATH = 107
 
 
 class RunDirectory:
-    """`<runtime directory>/flotilla/<name>`, mode 0700, held by a lock from `acquire` to `remove`."""
+    """`<runtime directory>/flotilla/<name>`, mode 0700, locked from `acquire` to `remove`."""
 
     def __init__(self, name: str) -> None:
         self.path = _base() / name
@@ -43,7 +45,9 @@ class RunDirectory:
         self.logs.mkdir(mode=0o700)
 
     def remove(self, keep_logs: bool) -> None:
-        """Removes everything, the logs apart if they are to be kept. Safe to call twice, or before `acquire`."""
+        """Removes everything, the logs apart if they are to be kept. Safe to call twice, or before
+        `acquire`.
+        """
         if self._lock is None:
             return
         if keep_logs:
@@ -56,7 +60,7 @@ class RunDirectory:
         self._lock = None
 
     def _try_lock(self) -> int | None:
-        """The lock's descriptor; None if its file vanished meanwhile, so that another must be made."""
+        """The lock's descriptor; None if its file vanished meanwhile and must be made anew."""
         path = self.path / "lock"
         try:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -65,10 +69,10 @@ class RunDirectory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(lock, 32).decode() or "unknown"
+            holder = os.read(lock, 32).decode().strip() or "unknown"
             os.close(lock)
             raise Refused(
-                f"name is in use by a running deployment: {self._name} (launcher pid {holder.strip()})",
+                f"name is in use by a running deployment: {self._name} (launcher pid {holder})",
                 f"name={self._name}-2 frontend.port=0, or end the other one",
             ) from None
         if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:
@@ -95,7 +99,7 @@ def _base() -> Path:
 
 
 def _make_private(path: Path) -> None:
-    """Makes a directory of mode 0700, or makes sure that the one there is ours and nobody else's."""
+    """Makes a directory of mode 0700, or makes sure that the one there is ours alone."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()

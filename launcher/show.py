@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from itertools import zip_longest
 
 import msgspec
 from rich import box
@@ -13,7 +14,7 @@ from rich.text import Text
 from engine.config import ProcessSpec
 from launcher.cluster import Node
 from launcher.plan import DeploymentPlan, PlacementGroup, encode
-from launcher.sizes import format_bytes
+from launcher.sizes import counted, format_bytes
 
 PIPED_WIDTH = 120
 """Columns of a table that no terminal shows."""
@@ -36,7 +37,8 @@ def as_json(plan: DeploymentPlan) -> str:
 
 def as_table(plan: DeploymentPlan) -> str:
     """The plan node by node, in colours if stdout is a terminal."""
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(_table(plan))
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
@@ -65,22 +67,20 @@ def _processes(plan: DeploymentPlan) -> Table:
     for node in plan.nodes:
         here = [process for process in plan.processes if process.node == node.id]
         rows = [(process.name, *_engine(process, groups)) for process in here] or [("none",)]
-        labels = [*_node(node), *[""] * len(rows)]
-        for label, row in zip(labels, [*rows, *[()] * 2], strict=False):
-            if label or row:
-                table.add_row(label, *row)
+        for label, row in zip_longest(_node(node), rows, fillvalue=()):
+            table.add_row(label or "", *row)
         table.add_section()
     return table
 
 
-def _node(node: Node) -> tuple[str, str]:
-    """Two lines: what it is, what it has."""
+def _node(node: Node) -> tuple[str, ...]:
+    """Lines: what it is, what it has."""
     memory = format_bytes(node.memory_bytes) if node.memory_bytes else "memory unknown"
-    gpus = f"{node.gpus} GPUs" if node.gpus != 1 else "1 GPU"
+    gpus = counted(node.gpus, "GPU")
     if node.gpu_memory_bytes:
         gpus += f" of {format_bytes(node.gpu_memory_bytes)}"
     name = f"{node.id} (head)" if node.head and node.id != "head" else node.id
-    return f"{name} {node.address}", f"  {node.cpus} CPUs, {memory}, {gpus}"
+    return f"{name} {node.address}", f"  {counted(node.cpus, 'CPU')}, {memory}", f"  {gpus}"
 
 
 def _engine(process: ProcessSpec, groups: Mapping[str, PlacementGroup]) -> tuple[str, ...]:

@@ -46,15 +46,13 @@ def visible_gpus(environment: Mapping[str, str], nvml: Any = pynvml) -> list[int
     except nvml.NVMLError:
         return []  # no driver, so no GPU that CUDA could use
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-    else:
-        names = [name.strip() for name in visible.split(",")]
     memory: list[int] = []
     try:
-        for name in names:
-            by_uuid = nvml.nvmlDeviceGetHandleByUUID
-            handle = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else by_uuid(name)
+        everything = ",".join(str(index) for index in range(nvml.nvmlDeviceGetCount()))
+        for name in (everything if visible is None else visible).split(","):
+            by_uuid, by_index = nvml.nvmlDeviceGetHandleByUUID, nvml.nvmlDeviceGetHandleByIndex
+            name = name.strip()
+            handle = by_index(int(name)) if name.isdigit() else by_uuid(name)
             memory.append(nvml.nvmlDeviceGetMemoryInfo(handle).total)
     except nvml.NVMLError:
         pass

@@ -17,6 +17,7 @@ OWN = ("conf", "engine", "launcher")
 
 # What the processes share: none of it belongs to one of them.
 SHARED = (
+    "engine.__version__",
     "engine.checkpoints",
     "engine.config",
     "engine.errors",
@@ -27,6 +28,14 @@ SHARED = (
     "engine.protocol",
     "engine.sampling",
     "engine.transport",
+)
+# The planner and its parts.
+PURE = (
+    "launcher.alternatives",
+    "launcher.memory",
+    "launcher.placement",
+    "launcher.planner",
+    "launcher.sizes",
 )
 # Everything the planner's result could depend on besides its arguments.
 IMPURE = (
@@ -118,6 +127,7 @@ RULES = (
             "launcher.errors",
             "launcher.executors",
             "launcher.plan",
+            "launcher.run_directory",
             *SHARED,
         ),
     ),
@@ -128,7 +138,7 @@ RULES = (
     ),
     Rule(
         "the plan is pure",
-        scope=("launcher.planner",),
+        scope=PURE,
         never=IMPURE,
         own_only=(
             "engine.config",
@@ -137,7 +147,7 @@ RULES = (
             "launcher.config",
             "launcher.errors",
             "launcher.plan",
-            "launcher.planner",
+            *PURE,
         ),
     ),
 )

@@ -35,7 +35,8 @@ class Registry:
     """Processes of one deployment. Every change of a state makes a new membership epoch.
 
     Args:
-        silence_s: A rank is suspect after so long without a heartbeat, or without a step while it has work.
+        silence_s: A rank is suspect after so long without a heartbeat, or without a step while it
+            has work.
     """
 
     silence_s: float
@@ -49,7 +50,9 @@ class Registry:
         self.epoch += 1
 
     def register(self, hello: Register, now: float) -> bool:
-        """Takes a process in. False if a newer incarnation of it, or its own end, is known already."""
+        """Takes a process in. False if a newer incarnation of it, or its own end, is known
+        already.
+        """
         known = self._processes.get(hello.name)
         if known is not None and hello.incarnation <= known.hello.incarnation:
             return hello.incarnation == known.hello.incarnation and self._is_alive(known)
@@ -143,7 +146,11 @@ class Registry:
 
     def _current(self, name: str, incarnation: int) -> _Process | None:
         process = self._processes.get(name)
-        if process is None or process.hello.incarnation != incarnation or not self._is_alive(process):
+        if (
+            process is None
+            or process.hello.incarnation != incarnation
+            or not self._is_alive(process)
+        ):
             return None
         return process
 

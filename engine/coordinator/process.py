@@ -1,4 +1,6 @@
-"""The coordinator as a process: sockets and clock around the registry. Never on a request's path."""
+"""The coordinator as a process: sockets and clock around the registry. Never on a request's
+path.
+"""
 
 import fcntl
 import logging
@@ -12,7 +14,7 @@ from typing import assert_never
 import msgspec
 import zmq
 
-from engine import transport
+from engine import __version__, transport
 from engine.config import ProcessSpec, Role, Settings
 from engine.coordinator.membership import Registry
 from engine.errors import ProtocolError
@@ -40,7 +42,9 @@ from engine.protocol import (
 logger = logging.getLogger(__name__)
 
 _REPEAT_S = 0.5
-"""Membership is published anew so often when nothing changes: ages stay fresh, and one lost message is made good."""
+"""Membership is published anew so often when nothing changes: ages stay fresh, and one lost message
+is made good.
+"""
 
 
 def run(
@@ -67,7 +71,9 @@ def run(
 
 
 def remove_if_abandoned(run_directory: Path) -> None:
-    """Removes a run directory whose lock nobody holds: a launcher that lives, or a new one, holds it."""
+    """Removes a run directory whose lock nobody holds: a launcher that lives, or a new one, holds
+    it.
+    """
     try:
         lock = os.open(run_directory / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -147,7 +153,9 @@ class Coordinator:
         match message:
             case Register():
                 if not registry.register(message, now):
-                    logger.warning("%s.%d came back from the lost", message.name, message.incarnation)
+                    logger.warning(
+                        "%s.%d came back from the lost", message.name, message.incarnation
+                    )
                 else:
                     logger.info("%s registered, pid %d", message.name, message.pid)
                 return Registered(self._publish_endpoint)
@@ -206,5 +214,5 @@ def _hello(process: ProcessSpec, incarnation: int, endpoint: str) -> Register:
         pid=os.getpid(),
         devices=[],
         endpoints={"inbox": endpoint},
-        versions={"python": platform.python_version()},
+        versions={"flotilla": __version__, "python": platform.python_version()},
     )

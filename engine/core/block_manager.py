@@ -1,4 +1,6 @@
-"""Who holds which block of the paged KV cache, and which blocks can be found again by what is in them. Pure."""
+"""Who holds which block of the paged KV cache, and which blocks can be found again by what is in
+them. Pure.
+"""
 
 from collections import OrderedDict
 
@@ -8,8 +10,8 @@ from engine.core.request import Request
 class BlockManager:
     """Blocks of one rank's cache, shared between requests with equal prefixes.
 
-    A block is *held* by the requests that use it or *free*; a free one may still be *published*: found by the hash of
-    its content until it is given to somebody else, the longest unused first.
+    A block is *held* by the requests that use it or *free*; a free one may still be *published*:
+    found by the hash of its content until it is given to somebody else, the longest unused first.
     """
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
@@ -30,10 +32,11 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def admit(self, request: Request) -> bool:
-        """Gives a waiting request blocks for all its tokens, published ones where its prefix is known.
+        """Gives a waiting request blocks for all its tokens, published ones where its prefix is
+        known.
 
-        Sets `num_computed` to the tokens found; at least one token is left to compute, since its logits are wanted.
-        False, and nothing changed, if there are not enough.
+        Sets `num_computed` to the tokens found; at least one token is left to compute, since its
+        logits are wanted. False, and nothing changed, if there are not enough.
         """
         assert not request.block_ids
         found = self._find_prefix(request)
@@ -48,7 +51,9 @@ class BlockManager:
         return True
 
     def grow(self, request: Request) -> bool:
-        """Gives a running request a block for its newest token if it needs one. False if there is none."""
+        """Gives a running request a block for its newest token if it needs one. False if there is
+        none.
+        """
         if self.num_needed(len(request.token_ids)) <= len(request.block_ids):
             return True
         if not self._free:
@@ -57,7 +62,9 @@ class BlockManager:
         return True
 
     def publish(self, request: Request, num_before: int) -> None:
-        """Makes blocks findable that became full of computed tokens since `num_before` were computed."""
+        """Makes blocks findable that became full of computed tokens since `num_before` were
+        computed.
+        """
         if not self._prefix_caching:
             return
         first, last = num_before // self.block_size, request.num_computed // self.block_size
@@ -71,7 +78,9 @@ class BlockManager:
                 self._hash_of[block] = content
 
     def release(self, request: Request) -> None:
-        """Takes a request's blocks back; published ones stay findable, the end of a prefix is given away first."""
+        """Takes a request's blocks back; published ones stay findable, the end of a prefix is given
+        away first.
+        """
         for block in reversed(request.block_ids):
             self._holders[block] -= 1
             if not self._holders[block]:

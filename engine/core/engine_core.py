@@ -41,7 +41,9 @@ class EngineCore:
         """
         prompt = message.prompt_token_ids
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocab_size:
-            raise ValueError(f"prompt token ids must be between 0 and {self._vocab_size - 1}, at least one")
+            raise ValueError(
+                f"prompt token ids must be between 0 and {self._vocab_size - 1}, at least one"
+            )
         key = RequestKey(frontend, message.request_id)
         self._scheduler.add(Request(key, list(prompt), len(prompt), message.sampling))
 

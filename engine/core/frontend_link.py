@@ -19,8 +19,12 @@ class FrontendLink:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], name: str, endpoints: dict[str, str],
-        rank: int, incarnation: int,
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        name: str,
+        endpoints: dict[str, str],
+        rank: int,
+        incarnation: int,
     ) -> None:
         self.name = name
         self._rank, self._incarnation = rank, incarnation
@@ -31,7 +35,8 @@ class FrontendLink:
         self._last_received = -1
 
     def note_received(self, sequence: int) -> None:
-        """Takes a message's number; a gap is told to the front end at once, which fails the requests in it."""
+        """Takes a message's number; a gap is told to the front end at once, which fails the
+        requests in it."""
         expected = self._last_received + 1
         self._last_received = sequence
         if sequence > expected:
@@ -39,7 +44,8 @@ class FrontendLink:
             self.send([], lost=(expected, sequence - 1))
 
     def send(self, outputs: list[RequestOutput], lost: tuple[int, int] | None = None) -> None:
-        """Sends one step's outputs. A full queue loses them, which the gap in the numbers then shows."""
+        """Sends one step's outputs. A full queue loses them, which the gap in the numbers then
+        shows."""
         message = EngineOutputs(
             rank=self._rank,
             incarnation=self._incarnation,
@@ -52,7 +58,9 @@ class FrontendLink:
         try:
             transport.send(self._outputs, message)
         except zmq.Again:
-            logger.error("outputs %d to %s were lost: it does not read", message.sequence, self.name)
+            logger.error(
+                "outputs %d to %s were lost: it does not read", message.sequence, self.name
+            )
 
     def close(self) -> None:
         self.requests.close()

@@ -1,4 +1,6 @@
-"""An engine core as a process: its sockets to the front ends, its link to the coordinator, its loop."""
+"""An engine core as a process: its sockets to the front ends, its link to the coordinator, its
+loop.
+"""
 
 import logging
 import os
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import zmq
 
-from engine import transport
+from engine import __version__, transport
 from engine.checkpoints.sources import model_directory
 from engine.config import Device, ModelKind, ProcessSpec, Role, Settings
 from engine.core.engine_core import EngineCore
@@ -94,7 +96,9 @@ class CoreProcess:
         logger.info("ready")
 
     def main_loop(self) -> None:
-        """Receives, steps and sends until told to stop; waits only when there is nothing to compute."""
+        """Receives, steps and sends until told to stop; waits only when there is nothing to
+        compute.
+        """
         while not self._stopping:
             self._receive(None if not self._core.num_requests else 0)
             if self._core.num_requests:
@@ -134,8 +138,10 @@ class CoreProcess:
             devices=[device for worker in workers for device in worker.devices],
             endpoints={},
             versions={
-                name: metadata.version(name) for name in ("torch", "pyzmq", "msgspec")
-            } | {"python": platform.python_version()},
+                "flotilla": __version__,
+                "python": platform.python_version(),
+                "torch": metadata.version("torch"),
+            },
         )
 
     def _on_membership(self, membership: Membership) -> None:
@@ -191,7 +197,9 @@ class CoreProcess:
         for member in membership.members:
             if member.state is ProcessState.lost:
                 if (member.name, member.incarnation) == (self._process.name, self._incarnation):
-                    logger.error("the coordinator has given this process up (%s): ending", member.reason)
+                    logger.error(
+                        "the coordinator has given this process up (%s): ending", member.reason
+                    )
                     self._stopping = True
             elif member.role is Role.frontend and member.endpoints:
                 alive[f"{member.name}.{member.incarnation}"] = member.endpoints

@@ -1,4 +1,6 @@
-"""Which tokens of which requests are computed in the next step. Pure: no torch, no sockets, no clock."""
+"""Which tokens of which requests are computed in the next step. Pure: no torch, no sockets, no
+clock.
+"""
 
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -18,7 +20,9 @@ class Scheduled:
 
     @property
     def wants_token(self) -> bool:
-        """Whether the step ends with the request's last known token, so that a new one comes of it."""
+        """Whether the step ends with the request's last known token, so that a new one comes of
+        it.
+        """
         return self.num_tokens == self.request.num_uncomputed
 
 
@@ -32,10 +36,12 @@ class Produced:
 
 
 class Scheduler:
-    """Continuous batching: running requests first, then waiting ones as they came, all within a token budget.
+    """Continuous batching: running requests first, then waiting ones as they came, all within a
+    token budget.
 
-    A prompt longer than the budget is computed in chunks. When blocks run out the youngest running request gives its
-    blocks back and starts again later (preemption by recompute); its tokens so far are kept.
+    A prompt longer than the budget is computed in chunks. When blocks run out the youngest running
+    request gives its blocks back and starts again later (preemption by recompute); its tokens so
+    far are kept.
     """
 
     def __init__(
@@ -80,7 +86,9 @@ class Scheduler:
         self._waiting.append(request)
 
     def abort(self, key: RequestKey) -> None:
-        """Forgets a request and frees its blocks; unknown keys are requests that ended meanwhile."""
+        """Forgets a request and frees its blocks; unknown keys are requests that ended
+        meanwhile.
+        """
         request = self._by_key.get(key)
         if request is not None:
             (self._running if request in self._running else self._waiting).remove(request)

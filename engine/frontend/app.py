@@ -1,6 +1,5 @@
 """The HTTP interface: which path does what."""
 
-import importlib.metadata
 import time
 from typing import Any
 
@@ -18,21 +17,120 @@ from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import NotFound
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
+from engine.frontend.limits import sampling_params
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
-from engine.frontend.sampling import sampling_params
 from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
 
 
-def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
+def make_app(front_end: FrontEnd, tokenizer: Tokenizer, version: str) -> ASGIApp:
     """The application that a front end serves."""
-    api = Api(front_end, tokenizer)
     app = FastAPI(
-        title="Flotilla",
-        version=VERSION,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
+        title="Flotilla", version=version, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    post = {"methods": ["POST"], "responses": _ANSWERS, "response_model": None}
-    ...
+    answer_errors_as_openai(app)
+    api = Api(front_end, tokenizer, app)
+    # In place of FastAPI's own 422.
+    errors: dict[int | str, dict[str, Any]] = {"default": {"description": "OpenAI's error body"}}
+    for path, post in (
+        ("/v1/chat/completions", api.chat_completions),
+        ("/v1/completions", api.completions),
+    ):
+        app.add_api_route(path, post, methods=["POST"], response_model=None, responses=errors)
+    for path, get in (
+        ("/v1/models", api.models),
+        ("/health", api.health),
+        ("/ready", api.ready),
+        ("/plan", api.plan),
+        ("/version", api.version),
+    ):
+        app.add_api_route(path, get, methods=["GET"], response_model=None, responses=errors)
+    app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
+    return Gate(app, front_end.admission)
+
+
+class Api:
+    """What each path answers."""
+
+    def __init__(self, front_end: FrontEnd, tokenizer: Tokenizer, app: FastAPI) -> None:
+        self._front_end = front_end
+        self._settings = front_end.settings
+        self._tokenizer = tokenizer
+        self._app = app
+        self._start_s = int(time.time())
+
+    async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """Answers a conversation."""
+        self._check_model(body.model)
+        prompt = await self._tokenizer.encode_chat([each.for_template() for each in body.messages])
+        writer = ChatWriter(self._settings.model_name, body.includes_usage)
+        return await self._answer(body, request, prompt, self._tokenizer.detokenizer(), writer)
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Continues a text or a list of token ids."""
+        self._check_model(body.model)
+        asked = body.text_or_token_ids
+        prompt = await self._tokenizer.encode_text(asked) if isinstance(asked, str) else asked
+        writer = TextWriter(self._settings.model_name, body.includes_usage)
+        reader = self._tokenizer.detokenizer(prompt)
+        return await self._answer(body, request, prompt, reader, writer)
+
+    async def models(self) -> Response:
+        """The served model."""
+        model = {
+            "id": self._settings.model_name,
+            "object": "model",
+            "created": self._start_s,
+            "owned_by": "flotilla",
+            "max_model_len": self._settings.max_model_len,
+        }
+        return _json({"object": "list", "data": [model]})
+
+    async def health(self) -> Response:
+        """This process is alive; nothing is said about any other."""
+        return _json({"status": "alive"})
+
+    async def ready(self) -> Response:
+        """Whether requests are answered now: 200 or 503, and who is missing."""
+        readiness = self._front_end.readiness()
+        return _json(readiness, status=200 if readiness.ready else 503)
+
+    async def plan(self) -> Response:
+        """What was planned, what runs, and where the two differ."""
+        answer = await self._front_end.get_plan()
+        return _json({"plan": answer.plan, "actual": answer.actual, "drift": answer.drift})
+
+    async def version(self) -> Response:
+        """The version of Flotilla."""
+        return _json({"version": self._app.version})
+
+    async def docs(self) -> Response:
+        """These lines as a page."""
+        return HTMLResponse(docs_page(self._app.openapi(), self._settings.model_name))
+
+    async def _answer(
+        self,
+        body: ChatCompletionRequest | CompletionRequest,
+        request: Request,
+        prompt_token_ids: list[int],
+        reader: Detokenizer,
+        writer: Writer,
+    ) -> Response:
+        sampling = sampling_params(body, prompt_token_ids, self._settings)
+        generation = self._front_end.client.submit(prompt_token_ids, sampling)
+        transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)
+        completion = Completion(REQUEST_ID.get(), generation, transcript, len(prompt_token_ids))
+        if body.stream:
+            return AnswerStream(completion, writer, body.includes_usage)
+        return await whole_answer(completion, writer, request.receive)
+
+    def _check_model(self, name: str) -> None:
+        served = self._settings.model_name
+        if name != served:
+            message = f"The model {ascii(name[:64])} does not exist. Served is '{served}'."
+            raise NotFound(message, param="model", code="model_not_found")
+
+
+def _json(data: object, status: int = 200) -> Response:
+    body = msgspec.json.encode(data)
+    return Response(body, status_code=status, media_type="application/json")

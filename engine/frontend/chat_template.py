@@ -1,4 +1,4 @@
-"""Chat templates: a conversation to the prompt that the model was trained on, as transformers renders it.
+"""Chat templates: a conversation to the prompt that the model was trained on.
 
 Source: `transformers.utils.chat_template_utils` (5.23), which the tests compare with.
 """
@@ -47,7 +47,9 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as problem:
-            raise ModelError(f"chat template, line {problem.lineno}: {problem.message}") from problem
+            raise ModelError(
+                f"chat template, line {problem.lineno}: {problem.message}"
+            ) from problem
         self._special_tokens = dict(special_tokens)
 
     def render(self, messages: Sequence[Message]) -> str:

@@ -20,8 +20,8 @@ from engine.protocol import (
     AddRequest,
     Member,
     ProcessState,
-    SamplingParams,
 )
+from engine.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -49,6 +49,7 @@ async def _on_validation_error(_request: Request, problem: Exception) -> Respons
 async def _on_http_exception(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     call = f"{request.method} {request.scope['path'][:_MAX_QUOTED_PATH]}"
+    error: InvalidRequest
     match problem.status_code:
         case 404:
             error = NotFound(f"Unknown path: {call}. See /docs.", code="unknown_url")

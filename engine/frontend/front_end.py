@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class FrontEnd:
-    """What a front end knows, and its link to the coordinator. Made in the event loop it belongs to.
+    """What a front end knows, and its link to the coordinator. Made in its event loop.
 
     Attributes:
         admission: Lets requests in until the deployment drains.

@@ -50,7 +50,7 @@ class Engine:
 
 
 class InFlight:
-    """All engines of the deployment, the newest incarnation of each rank, and what each works on."""
+    """All engines, of each rank the newest incarnation, and what each works on."""
 
     def __init__(self) -> None:
         self.engines: dict[int, Engine] = {}

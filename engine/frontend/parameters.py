@@ -63,7 +63,7 @@ def fault(code: str, message: str, param: str = "") -> PydanticCustomError:
     Args:
         param: The key at fault, of an object.
     """
-    return PydanticCustomError(code, "{message}", {"message": message, "param": param})  # type: ignore[arg-type]
+    return PydanticCustomError(code, "{message}", {"message": message, "param": param})
 
 
 def _check_unicode(text: str) -> str:
@@ -71,12 +71,14 @@ def _check_unicode(text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as problem:
-            raise PydanticCustomError("invalid_unicode", "Half a character.") from problem
+            message = "The text holds half of a surrogate pair, which is no character."
+            raise fault("invalid_unicode", message) from problem
     return text
 
 
 Text = Annotated[str, AfterValidator(_check_unicode)]
 """Text that can be encoded: JSON lets halves of characters through."""
+SomeText = Annotated[str, Field(min_length=1), AfterValidator(_check_unicode)]
 
 
 def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:
@@ -88,4 +90,6 @@ def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:
 
 def _is_one_of(value: Any, neutral: Sequence[Any]) -> bool:
     # To Python 0 and False are equal, to JSON they are not.
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral)
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+    )

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from engine.frontend.parameters import RequestModel, Text, fault, ignored, not_yet
+from engine.frontend.parameters import RequestModel, SomeText, Text, fault, ignored, not_yet
 
 MAX_STOPS = 4
 """OpenAI's limit."""
@@ -23,7 +23,6 @@ def _shape_of(value: Any) -> str:
             return "(list)"
 
 
-StopText = Annotated[Text, Field(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -57,11 +56,12 @@ class ChatMessage(RequestModel):
             raise fault("missing_required_parameter", "Missing required parameter.", "content")
         return self
 
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
+    def for_template(self) -> dict[str, str]:
+        """The message as chat templates know it."""
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "\n".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class StreamOptions(RequestModel):
@@ -92,8 +92,8 @@ class _Request(RequestModel):
     """The same seed gives the same text. Default: a new one for each request."""
     stop: (
         Annotated[
-            Annotated[StopText, Tag("(text)")]
-            | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("(list)")],
+            Annotated[SomeText, Tag("(text)")]
+            | Annotated[list[SomeText], Field(max_length=MAX_STOPS), Tag("(list)")],
             Discriminator(_shape_of),
         ]
         | None
@@ -205,3 +205,7 @@ class CompletionRequest(_Request):
     echo: Any = not_yet(False)
     logprobs: Any = not_yet()
     suffix: Any = not_yet("")
+
+    @property
+    def text_or_token_ids(self) -> str | list[int]:
+        return self.prompt  # type: ignore[return-value]  # `OnePrompt` has unpacked lists of one

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 class StopMatcher:
     """Finds the first stop string in a stream of text, however the text is cut into pieces.
 
-    First is the one that is complete first; of two that end at the same place the longer. Text that may be the
-    beginning of a stop string is held back until more text decides.
+    First is the one that is complete first; of two that end at the same place the longer. Text that
+    may be the beginning of a stop string is held back until more text decides.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

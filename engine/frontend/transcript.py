@@ -41,7 +41,8 @@ class Transcript:
         Args:
             finish_reason: The engine's, with its last tokens.
         """
-        is_ended = finish_reason is FinishReason.stop and token_ids[-1] in self._end_token_ids
+        is_stop = finish_reason is FinishReason.stop and bool(token_ids)
+        is_ended = is_stop and token_ids[-1] in self._end_token_ids
         text = ""
         for token_id in token_ids[:-1] if is_ended else token_ids:
             text += self._add_piece(self._reader.add(token_id), num_tokens=1)

@@ -1,7 +1,8 @@
-"""Paged attention by plain torch operators: one gather, two batched products and a softmax per group of tiles.
+"""Paged attention by plain torch operators: one gather, two batched products and a softmax per
+group of tiles.
 
-Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H key-value heads,
-G query heads per key-value head, D head size, S slots (blocks * block size).
+Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H
+key-value heads, G query heads per key-value head, D head size, S slots (blocks * block size).
 """
 
 from dataclasses import dataclass
@@ -13,14 +14,20 @@ from engine.model.batch import Layout, TileGroup
 
 
 class PagedCache:
-    """Keys and values of one layer, by block. The gather of a block is one contiguous row per head."""
+    """Keys and values of one layer, by block: one contiguous row per head and block."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
-        dtype: torch.dtype, device: torch.device,
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (2, num_kv_heads, num_blocks, block_size, head_dim)
-        # Zeros, since padding is read (and masked): a NaN in it would spread. Untouched pages take no memory on a CPU.
+        # Zeros, since padding is read (and masked): a NaN in it would spread. Untouched pages take
+        # no memory on a CPU.
         self._kv = torch.zeros(shape, dtype=dtype, device=device)
         self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
         self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
@@ -67,8 +74,14 @@ class PagedAttention:
     """Causal attention with grouped query heads over a paged cache."""
 
     def __init__(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, num_blocks: int, block_size: int,
-        dtype: torch.dtype, device: torch.device,
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.num_groups = num_heads // num_kv_heads
@@ -108,8 +121,12 @@ class PagedAttention:
         )
 
     def __call__(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-        cache: PagedCache, step: AttentionStep,
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        cache: PagedCache,
+        step: AttentionStep,
     ) -> torch.Tensor:
         """Stores keys and values [tokens, H, D], attends with queries [tokens, H*G, D].
 
@@ -122,7 +139,11 @@ class PagedAttention:
 
     def _attend(self, queries: torch.Tensor, cache: PagedCache, group: _GroupStep) -> torch.Tensor:
         n, t, h, g, d = (
-            group.num_tiles, group.tile_tokens, self.num_kv_heads, self.num_groups, self.head_dim,
+            group.num_tiles,
+            group.tile_tokens,
+            self.num_kv_heads,
+            self.num_groups,
+            self.head_dim,
         )
         keys, values = cache.gather(group)
         rows = queries.reshape(n, t, h, g, d).permute(2, 0, 3, 1, 4).reshape(h * n, g * t, d)

@@ -1,8 +1,9 @@
 """How one step's chunks become per-token arrays and groups that attend together.
 
-Sequences are cut into *tiles* of at most `MAX_TILE_TOKENS` new tokens. Tiles of equal length and similar context are put
-side by side and attend in one go; a decode is a tile of one token, a prefill chunk some longer ones. All per-token
-tensors are in tile order, so that a group is a slice of them and no token is padded; only contexts are.
+Sequences are cut into *tiles* of at most `MAX_TILE_TOKENS` new tokens. Tiles of equal length and
+similar context are put side by side and attend in one go; a decode is a tile of one token, a
+prefill chunk some longer ones. All per-token tensors are in tile order, so that a group is a slice
+of them and no token is padded; only contexts are.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,21 @@ import numpy.typing as npt
 from engine.model.runner import Chunk
 
 MAX_TILE_TOKENS = 128
-"""Short enough to skip most of what the causal mask would hide, long enough for full matrix products."""
+"""Short enough to skip most of what the causal mask would hide, long enough for full matrix
+products.
+"""
 MAX_GROUP_SCORES = 1 << 21
-"""Most attention scores per query head of one group: bounds scratch memory and keeps it near the caches."""
+"""Most attention scores per query head of one group: bounds scratch memory and keeps it near the
+caches.
+"""
 _CONTEXT_STEP = 1.25
-"""Contexts in one group differ by no more than this factor, so that at most a fifth of the gathered cache is padding."""
+"""Contexts in one group differ by no more than this factor, so that at most a fifth of the gathered
+cache is padding.
+"""
 _CONTEXT_SLACK = 64
-"""Tokens by which contexts in one group may differ anyway: short ones are not worth a group of their own."""
+"""Tokens by which contexts in one group may differ anyway: short ones are not worth a group of
+their own.
+"""
 
 Ints = npt.NDArray[np.int64]
 
@@ -68,7 +77,8 @@ def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
     tiles = [tile for index, chunk in enumerate(chunks) for tile in _tiles(index, chunk)]
     tiles.sort(key=lambda tile: (tile.length, tile.context))
     token_ids: list[int] = []
-    positions, slots = [], []
+    positions: list[npt.ArrayLike] = []
+    slots: list[npt.ArrayLike] = []
     last_rows = [0] * len(chunks)
     for tile in tiles:
         chunk = chunks[tile.chunk]
@@ -90,7 +100,11 @@ def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
         slots=np.concatenate(slots),
         groups=_groups(tiles, chunks, block_size),
         sampled_rows=np.array(
-            [row for row, chunk in zip(last_rows, chunks, strict=True) if chunk.sampling is not None],
+            [
+                row
+                for row, chunk in zip(last_rows, chunks, strict=True)
+                if chunk.sampling is not None
+            ],
             dtype=np.int64,
         ),
     )
@@ -99,7 +113,12 @@ def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
 def _tiles(index: int, chunk: Chunk) -> list[_Tile]:
     length = len(chunk.token_ids)
     return [
-        _Tile(index, offset, (size := min(MAX_TILE_TOKENS, length - offset)), chunk.start + offset + size)
+        _Tile(
+            index,
+            offset,
+            (size := min(MAX_TILE_TOKENS, length - offset)),
+            chunk.start + offset + size,
+        )
         for offset in range(0, length, MAX_TILE_TOKENS)
     ]
 

@@ -6,7 +6,9 @@ from engine.model.runner import Chunk
 
 
 class DummyRunner:
-    """Answers every request with the same letters again and again: `abcd...`, as the byte-level tokenizer has them."""
+    """Answers every request with the same letters again and again: `abcd...`, as the byte-level
+    tokenizer has them.
+    """
 
     def load_weights(self) -> None:
         pass

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 _PACKING_ROWS = 64
-"""Rows for which oneDNN lays weights out; 64 was seen to serve 1 to 512 rows well (docs/performance.md)."""
+"""Rows for which oneDNN lays weights out; 64 was seen to serve 1 to 512 rows well
+(docs/performance.md).
+"""
 
 
 class Linear(Protocol):
@@ -38,11 +40,15 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if residual is None:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
+        return torch.ops.mkldnn._linear_pointwise.binary(
+            x, residual, self._weight, self._bias, "add"
+        )
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest linear layer for the weight's device and type; weight is [out_features, in_features]."""
+    """The fastest linear layer for the weight's device and type; weight is [out_features,
+    in_features].
+    """
     if weight.device.type == "cpu" and _can_pack(weight.dtype):
         return PackedLinear(weight, bias)
     return TorchLinear(weight, bias)

@@ -1,6 +1,7 @@
 """The Llama family: Llama, SmolLM and Mistral without a sliding window.
 
-Shapes: T tokens of a step, E hidden size, H query heads, K key-value heads, D head size, F intermediate size, V vocabulary.
+Shapes: T tokens of a step, E hidden size, H query heads, K key-value heads, D head size, F
+intermediate size, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,9 @@ Weights = Callable[[str], torch.Tensor]
 class Llama:
     """A decoder-only transformer: tokens to hidden states, hidden states to logits."""
 
-    def __init__(self, facts: ModelFacts, weights: Weights, attention: PagedAttention, max_len: int) -> None:
+    def __init__(
+        self, facts: ModelFacts, weights: Weights, attention: PagedAttention, max_len: int
+    ) -> None:
         self._facts = facts
         self._attention = attention
         self._embedding = weights("model.embed_tokens.weight")
@@ -33,12 +36,18 @@ class Llama:
         self._cos, self._sin = _rotary_tables(facts, max_len, self._embedding)
 
     def hidden_states(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, step: AttentionStep,
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: AttentionStep,
         caches: list[PagedCache],
     ) -> torch.Tensor:
         """[T] token ids and positions to [T, E], before the last norm."""
         x = F.embedding(token_ids, self._embedding)
-        rotation = (F.embedding(positions, self._cos)[:, None], F.embedding(positions, self._sin)[:, None])
+        rotation = (
+            F.embedding(positions, self._cos)[:, None],
+            F.embedding(positions, self._sin)[:, None],
+        )
         for layer, cache in zip(self._layers, caches, strict=True):
             x = layer(x, rotation, step, cache)
         return x
@@ -57,7 +66,9 @@ class _Layer:
         self._input_norm = weights(prefix + "input_layernorm.weight")
         self._post_norm = weights(prefix + "post_attention_layernorm.weight")
 
-        def joined(module: str, names: tuple[str, ...], bias: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def joined(
+            module: str, names: tuple[str, ...], bias: bool
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
             paths = [f"{prefix}{module}.{name}_proj." for name in names]
             weight = torch.cat([weights(path + "weight") for path in paths])
             return weight, torch.cat([weights(path + "bias") for path in paths]) if bias else None
@@ -68,7 +79,10 @@ class _Layer:
         self._down = make_linear(*joined("mlp", ("down",), facts.mlp_bias))
 
     def __call__(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], step: AttentionStep,
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        step: AttentionStep,
         cache: PagedCache,
     ) -> torch.Tensor:
         facts = self._facts
@@ -77,8 +91,11 @@ class _Layer:
         num_rotated = facts.num_attention_heads + facts.num_key_value_heads
         rotated = _rotate(heads[:, :num_rotated], *rotation)
         attended = self._attention(
-            rotated[:, : facts.num_attention_heads], rotated[:, facts.num_attention_heads :],
-            heads[:, num_rotated:], cache, step,
+            rotated[:, : facts.num_attention_heads],
+            rotated[:, facts.num_attention_heads :],
+            heads[:, num_rotated:],
+            cache,
+            step,
         )
         x = self._out(attended, x)
         gate_up = self._gate_up(_rms_norm(x, self._post_norm, facts.rms_norm_eps))
@@ -98,7 +115,9 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def _rotary_tables(facts: ModelFacts, max_len: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary_tables(
+    facts: ModelFacts, max_len: int, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and signed sin for every position, [max_len, D]."""
     half = facts.head_dim // 2
     frequencies = 1.0 / facts.rope_theta ** (torch.arange(half, dtype=torch.float32) / half)

@@ -1,7 +1,9 @@
-"""Chooses next tokens: greedy rows by argmax, the others by the inverse of the cumulated probabilities.
+"""Chooses next tokens: greedy rows by argmax, the others by the inverse of the cumulated
+probabilities.
 
-One uniform number decides a row, and it is a function of (seed, output index) alone, so that a request gives the same
-text whatever else is in its batch, and goes on with the same text on another rank.
+One uniform number decides a row, and it is a function of (seed, output index) alone, so that a
+request gives the same text whatever else is in its batch, and goes on with the same text on another
+rank.
 """
 
 from collections.abc import Sequence
@@ -27,17 +29,20 @@ def sample(logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]) -
     if len(random_rows) < len(wanted):
         torch.argmax(logits, dim=-1, out=tokens)
     rows = torch.tensor(random_rows, device=logits.device)
-    chosen = _sample_random(logits.index_select(0, rows).float(), [wanted[row] for row in random_rows])
+    chosen = _sample_random(
+        logits.index_select(0, rows).float(), [wanted[row] for row in random_rows]
+    )
     return tokens.index_copy_(0, rows, chosen).tolist()
 
 
 def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) with 53 random bits, a function of its arguments alone.
+    """A number in [0, 1) with 52 random bits (so that u * total < total in double precision), a
+    function of its arguments alone.
 
-    Source: the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014),
-    applied to both arguments in turn.
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+    generators, 2014), applied to both arguments in turn.
     """
-    return (_mix(_mix(seed & _MASK) ^ (index & _MASK)) >> 11) * 2.0**-53
+    return (_mix(_mix(seed & _MASK) ^ (index & _MASK)) >> 12) * 2.0**-52
 
 
 def _mix(value: int) -> int:
@@ -47,30 +52,43 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _sample_random(logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]) -> torch.Tensor:
+def _sample_random(
+    logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]
+) -> torch.Tensor:
     """[rows, V] float32 logits to [rows] tokens."""
-
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
-
-    temperature = column([params.temperature for params, _ in wanted])
+    temperature = _column([params.temperature for params, _ in wanted], logits)
     probabilities = torch.softmax(logits / temperature, dim=-1)
-    order = None
-    if any(params.top_p < 1 or params.top_k > 0 for params, _ in wanted):
-        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        ranks = torch.arange(logits.shape[-1], device=logits.device)
-        vocab_size = logits.shape[-1]
-        probabilities[ranks >= column([params.top_k or vocab_size for params, _ in wanted])] = 0
-        before = probabilities.cumsum(dim=-1) - probabilities
-        # the first token stays, however small top_p
-        total = probabilities.sum(dim=-1, keepdim=True)
-        cut = (before >= column([params.top_p for params, _ in wanted]) * total) & (ranks > 0)
-        probabilities[cut] = 0
+    filtered = [
+        row for row, (params, _) in enumerate(wanted) if params.top_p < 1 or params.top_k > 0
+    ]
+    if filtered:
+        rows = torch.tensor(filtered, device=logits.device)
+        kept = _filter(probabilities.index_select(0, rows), [wanted[row][0] for row in filtered])
+        probabilities.index_copy_(0, rows, kept)
+    # In double precision and in the vocabulary's order for every row: a row's token may not depend
+    # on the others.
     cumulated = probabilities.double().cumsum(dim=-1)
     noise = torch.tensor(
-        [uniform(params.seed, index) for params, index in wanted],
-        dtype=torch.float64, device=logits.device,
-    )[:, None]
+        [[uniform(params.seed, index)] for params, index in wanted],
+        dtype=torch.float64,
+        device=logits.device,
+    )
     chosen = torch.searchsorted(cumulated, noise * cumulated[:, -1:], right=True)
-    chosen = chosen.clamp_(max=logits.shape[-1] - 1)
-    return (chosen if order is None else order.gather(-1, chosen)).squeeze(-1)
+    return chosen.clamp_(max=logits.shape[-1] - 1).squeeze(-1)
+
+
+def _filter(probabilities: torch.Tensor, wanted: Sequence[SamplingParams]) -> torch.Tensor:
+    """Zeroes what top_k and top_p leave out; the best token always stays. [rows, V]."""
+    vocab_size = probabilities.shape[-1]
+    in_order, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(vocab_size, device=probabilities.device)
+    in_order[ranks >= _column([params.top_k or vocab_size for params in wanted], in_order)] = 0
+    before = in_order.cumsum(dim=-1) - in_order
+    reach = _column([params.top_p for params in wanted], in_order) * in_order.sum(-1, keepdim=True)
+    in_order[(before >= reach) & (ranks > 0)] = 0
+    return torch.zeros_like(probabilities).scatter_(-1, order, in_order)
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    """[rows, 1], of the type and on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]

@@ -29,7 +29,9 @@ class TorchRunner:
         device_id: GPU id on this node; None on a CPU.
     """
 
-    def __init__(self, settings: Settings, directory: Path, device_id: int | None, num_threads: int) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, device_id: int | None, num_threads: int
+    ) -> None:
         self._settings = settings
         self._directory = directory
         self._dtype = _DTYPES[settings.dtype]
@@ -42,8 +44,13 @@ class TorchRunner:
     def load_weights(self) -> None:
         facts, cache = self._settings.facts, self._settings.cache
         self._attention = PagedAttention(
-            facts.num_attention_heads, facts.num_key_value_heads, facts.head_dim,
-            cache.num_blocks, cache.block_size, self._dtype, self._device,
+            facts.num_attention_heads,
+            facts.num_key_value_heads,
+            facts.head_dim,
+            cache.num_blocks,
+            cache.block_size,
+            self._dtype,
+            self._device,
         )
         weights = Checkpoint(self._directory, self._dtype, self._device)
         self._model = Llama(facts, weights, self._attention, self._settings.max_model_len)
@@ -53,8 +60,12 @@ class TorchRunner:
         try:
             self._caches = [
                 PagedCache(
-                    cache.num_blocks, cache.block_size, facts.num_key_value_heads, facts.head_dim,
-                    self._dtype, self._device,
+                    cache.num_blocks,
+                    cache.block_size,
+                    facts.num_key_value_heads,
+                    facts.head_dim,
+                    self._dtype,
+                    self._device,
                 )
                 for _ in range(facts.num_hidden_layers)
             ]
@@ -65,9 +76,13 @@ class TorchRunner:
             ) from problem
 
     def warm_up(self) -> None:
-        """One prefill and one decode, so that the first request finds everything loaded and compiled."""
+        """One prefill and one decode, so that the first request finds everything loaded and
+        compiled.
+        """
         block_size = self._settings.cache.block_size
-        length = min(self._settings.max_num_batched_tokens, self._settings.max_model_len, block_size)
+        length = min(
+            self._settings.max_num_batched_tokens, self._settings.max_model_len, block_size
+        )
         greedy = SamplingParams(max_tokens=1, temperature=0.0)
         # Block 0 is written and left unpublished: nobody can find what is in it.
         self.execute([Chunk([0] * length, 0, [0], greedy)])
@@ -82,7 +97,9 @@ class TorchRunner:
             self._attention.begin_step(layout),
             self._caches,
         )
-        wanted = [(chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None]
+        wanted = [
+            (chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None
+        ]
         if not wanted:
             return []
         rows = torch.from_numpy(layout.sampled_rows).to(self._device)

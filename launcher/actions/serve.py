@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
 from launcher.deployment import Deployment
-from launcher.errors import DeploymentFailed, Interrupted, LauncherError
+from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
+from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
 
 
@@ -23,12 +24,21 @@ def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
     Raises:
         LauncherError: It could not start, a process ended, or it was interrupted.
     """
-    return asyncio.run(_Serving(plan).run(start_deadline_s))
+    return asyncio.run(Serving(plan).run(start_deadline_s))
 
 
-class _Serving:
-    def __init__(self, plan: DeploymentPlan) -> None:
-        self._plan = plan
+class Serving:
+    """One deployment from start to drained.
+
+    Args:
+        check: What to do with the executor once all is ready, in place of staying; the deployment
+            drains after it.
+    """
+
+    def __init__(
+        self, plan: DeploymentPlan, check: Callable[[Executor], None] | None = None
+    ) -> None:
+        self._plan, self._check = plan, check
         self._executor = make_executor(plan)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
@@ -61,10 +71,10 @@ class _Serving:
     async def _until_end(self) -> int:
         failure: LauncherError | None = None
         try:
-            await self._unless_signal(self._deployment.watch())
-        except DeploymentFailed as problem:
+            await self._unless_signal(self._stay())
+        except LauncherError as problem:
             failure = problem
-            self._console.print(f"[red]{str(problem).splitlines()[0]}[/red]: ending", markup=True)
+            self._console.print(f"{str(problem).splitlines()[0]}: ending", style="red")
         limit_s = self._plan.settings.drain_s
         self._console.print(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
         number = await self._unless_signal(self._drain(limit_s))
@@ -75,12 +85,27 @@ class _Serving:
             raise failure
         return 0
 
+    async def _stay(self) -> None:
+        """Until the check is done, if there is one, or a process ends."""
+        watching = asyncio.ensure_future(self._deployment.watch())
+        waiting = {watching}
+        if self._check is not None:
+            waiting.add(asyncio.ensure_future(asyncio.to_thread(self._check, self._executor)))
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            watching.cancel()
+
     async def _drain(self, limit_s: float) -> None:
         left = 0
         with contextlib.suppress(LauncherError):  # what can still be drained was
             left = await self._deployment.drain(limit_s)
         if left:
-            self._console.print(f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off")
+            self._console.print(
+                f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off"
+            )
         else:
             self._console.print("drained")
 

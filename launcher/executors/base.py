@@ -21,6 +21,8 @@ class Executor(Protocol):
     """Where the launcher finds the coordinator."""
     addresses: list[str]
     """`http://` addresses of the front ends."""
+    private_addresses: list[str]
+    """Paths of the front ends' unix sockets, which only this user can reach."""
 
     def reserve(self) -> None:
         """Takes what must be free: name, ports.
@@ -51,7 +53,7 @@ class Executor(Protocol):
         ...
 
     async def stop(self, grace_s: float) -> None:
-        """Asks every process to end, kills those that have not after `grace_s`, and waits for all."""
+        """Asks every process to end, kills those still there after `grace_s`, waits for all."""
         ...
 
     def release(self, keep_logs: bool) -> None:

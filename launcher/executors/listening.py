@@ -1,8 +1,11 @@
-"""Listening sockets of the front ends: bound before anything is started, so that a taken port is known at once."""
+"""Listening sockets of the front ends: bound before anything is started, so that a taken port is
+known at once.
+"""
 
 import contextlib
 import errno
 import socket
+from typing import Any
 
 import psutil
 
@@ -11,12 +14,15 @@ from launcher.errors import Refused
 
 _BACKLOG = 2048
 
+Address = tuple[Any, ...]
+"""What `socket.bind` takes: (host, port) or (host, port, flow, scope)."""
+
 
 def listen(options: FrontendOptions) -> list[socket.socket]:
     """One listening TCP socket per front end, all on one port.
 
-    With several, each has its own (SO_REUSEPORT), so that the kernel spreads connections evenly; a first bind without
-    that option makes sure that no other deployment shares the port.
+    With several, each has its own (SO_REUSEPORT), so that the kernel spreads connections evenly; a
+    first bind without that option makes sure that no other deployment shares the port.
 
     Raises:
         Refused: The port is taken or not ours to take, or the host is none of this machine's.
@@ -40,7 +46,7 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _resolve(options: FrontendOptions) -> tuple[socket.AddressFamily, tuple]:
+def _resolve(options: FrontendOptions) -> tuple[socket.AddressFamily, Address]:
     try:
         found = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -55,7 +61,7 @@ def _resolve(options: FrontendOptions) -> tuple[socket.AddressFamily, tuple]:
 
 
 def _bind(
-    family: socket.AddressFamily, address: tuple, options: FrontendOptions, shared: bool
+    family: socket.AddressFamily, address: Address, options: FrontendOptions, shared: bool
 ) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -93,10 +99,11 @@ def _holder(port: int) -> str:
     """Who listens on the port, as far as this user may know."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.pid:
-                if connection.status == psutil.CONN_LISTEN:
-                    command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
-                    return f" (by pid {connection.pid}: {command})"
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr:
+                continue
+            if connection.laddr.port == port and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
+                return f" (by pid {connection.pid}: {command})"
     return ""
 
 

@@ -21,7 +21,8 @@ from launcher.plan import DeploymentPlan
 from launcher.run_directory import RunDirectory
 
 _ENVIRONMENT = {
-    # Freed memory stays with the process: a step's large tensors are the same size every time, and mapping and
+    # Freed memory stays with the process: a step's large tensors are the same size every time, and
+    # mapping and
     # clearing fresh pages for them was seen to take a tenth of a prefill (docs/performance.md).
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
@@ -37,7 +38,9 @@ class _Child:
 
 
 class MpExecutor:
-    """Children get what they need through a pipe each, and end when it closes: by `stop`, or with the launcher."""
+    """Children get what they need through a pipe each, and end when it closes: by `stop`, or with
+    the launcher.
+    """
 
     def __init__(self, plan: DeploymentPlan) -> None:
         self._plan = plan
@@ -48,6 +51,7 @@ class MpExecutor:
         self._watchers: list[asyncio.Task[None]] = []
         self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
         self.addresses: list[str] = []
+        self.private_addresses: list[str] = []
 
     def reserve(self) -> None:
         self._directory.acquire()
@@ -126,13 +130,18 @@ class MpExecutor:
             await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
 
     def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
-        """What a front end listens on: its TCP socket, and a private unix socket in the run directory."""
+        """What a front end listens on: its TCP socket, and a private unix socket in the run
+        directory.
+        """
         if spec.role is not Role.frontend:
             return []
         index = int(spec.name.rpartition("-")[2])
         private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        private.bind(str(self._directory.path / f"{spec.name}.http"))
+        path = self._directory.path / f"{spec.name}.http"
+        private.bind(str(path))
+        path.chmod(0o600)
         private.listen()
+        self.private_addresses.append(str(path))
         return [self._sockets[index], private]
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:

@@ -1,4 +1,6 @@
-"""Greedy decoding in float32 held against Hugging Face transformers, token by token (DESIGN section 7)."""
+"""Greedy decoding in float32 held against Hugging Face transformers, token by token (DESIGN section
+7).
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,8 +29,8 @@ class Reference:
     def check(self, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Fails unless greedy decoding of the prompt gives the output, ties apart.
 
-        One pass over prompt and output tells: if every token is the best one after those before it, then greedy
-        decoding gives just them.
+        One pass over prompt and output tells: if every token is the best one after those before it,
+        then greedy decoding gives just them.
         """
         tokens = torch.tensor([[*prompt, *output]])
         logits = self._model(tokens).logits[0, len(prompt) - 1 : -1]
@@ -36,7 +38,9 @@ class Reference:
             best = logits[index].topk(2)
             if best.indices[0] != token:
                 gap = float(best.values[0] - logits[index, token])
-                assert gap <= TIE, f"output {index}: {token}, reference {best.indices[0]}, gap {gap}"
+                assert gap <= TIE, (
+                    f"output {index}: {token}, reference {best.indices[0]}, gap {gap}"
+                )
                 return  # after a tie the texts go different ways
 
 
@@ -50,7 +54,10 @@ def make_core(settings: Settings, directory: Path) -> EngineCore:
 
 
 def run(
-    core: EngineCore, prompts: Sequence[Sequence[int]], max_tokens: int, arrivals: Sequence[int] = ()
+    core: EngineCore,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    arrivals: Sequence[int] = (),
 ) -> list[list[int]]:
     """Greedy outputs of the prompts.
 
@@ -71,7 +78,9 @@ def run(
     return outputs
 
 
-def one_by_one(core: EngineCore, prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+def one_by_one(
+    core: EngineCore, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[list[int]]:
     """Greedy outputs of the prompts, each run alone."""
     for prompt in prompts:
         yield run(core, [prompt], max_tokens)[0]

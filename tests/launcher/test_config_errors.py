@@ -11,7 +11,7 @@ WRITTEN = "an override is written key=value, such as dp=2"
 MISTAKES = [
     # Names that are nearly right.
     ("dpp=2", "there is no option dpp: dpp=2", "dp=2"),
-    ("modell=tiny", "there is no option modell: modell=tiny", "model=tiny"),
+    ("modelx=tiny", "there is no option modelx: modelx=tiny", "model=tiny"),
     (
         "profile.max_num_seq=3",
         "there is no option profile.max_num_seq: profile.max_num_seq=3",
@@ -142,9 +142,19 @@ def test_all_mistakes_are_named_at_once(flotilla):
     ]
 
 
+def test_each_value_of_a_sweep_is_looked_at(flotilla, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a sweep leaves a folder
+    code, _, err = flotilla("-m", "modelx=tiny,dummy", "dp=1,two")
+    assert code == 2
+    assert err.splitlines() == [
+        "there is no option modelx: modelx=tiny,dummy",
+        "dp must be a whole number: two",
+        "hint: model=tiny,dummy dp=1",
+    ]
+
+
 def test_a_mistake_is_named_whatever_else_is_shown(flotilla):
     assert flotilla("--cfg", "job", "dpp=2")[0] == 2
-    assert flotilla("--info", "defaults", "topology=x")[0] == 2
     assert flotilla("--help", "dpp=2")[0] == 2
 
 

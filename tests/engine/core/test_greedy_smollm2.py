@@ -1,4 +1,6 @@
-"""The real model in float32 gives transformers' tokens, however its requests are batched, cached, chunked or preempted."""
+"""The real model in float32 gives transformers' tokens, however its requests are batched, cached,
+chunked or preempted.
+"""
 
 from pathlib import Path
 
@@ -14,8 +16,9 @@ pytestmark = pytest.mark.timeout(600)
 
 NUM_TOKENS = 64
 PREFIX = (
-    "You are a careful assistant. You answer in whole sentences, you say so when you do not know something, and you "
-    "never make up names, numbers or places. The user is in a hurry, so be brief, but do not leave out what matters. "
+    "You are a careful assistant. You answer in whole sentences, you say so when you do not know "
+    "something, and you never make up names, numbers or places. The user is in a hurry, so be "
+    "brief, but do not leave out what matters. "
 )
 TEXTS = [
     "What is the capital of France?",
@@ -59,7 +62,9 @@ def reference(directory: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def alone(directory: Path, prompts, reference: Reference) -> list[list[int]]:
-    """Each prompt's output when it runs alone: checked here, so that the other tests may compare with it."""
+    """Each prompt's output when it runs alone: checked here, so that the other tests may compare
+    with it.
+    """
     core = make_core(make_settings(directory), directory)
     outputs = list(one_by_one(core, prompts, NUM_TOKENS))
     for prompt, output in zip(prompts, outputs, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
-from engine.protocol import SamplingParams
+from engine.sampling import SamplingParams
 
 GREEDY_BELOW = 1e-5
 """Temperatures that divide logits out of float32's range pick the likeliest token anyway."""

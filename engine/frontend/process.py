@@ -1,0 +1,129 @@
+"""The front-end process, in the order of its life."""
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import platform
+import socket
+from collections.abc import Sequence
+
+import uvloop
+import zmq
+
+from engine import transport
+from engine.config import ModelOptions, ProcessSpec, Settings
+from engine.errors import EngineError
+from engine.frontend.client import EngineClient
+from engine.frontend.front_end import FrontEnd
+from engine.frontend.tokenizer import Tokenizer
+from engine.lifeline import Lifeline
+from engine.protocol import Phase, Register
+
+logger = logging.getLogger(__name__)
+
+GRACE = 0.8
+"""Part of `health.stop_s` after which a process that is told to end ends itself."""
+
+
+def run(
+    process: ProcessSpec,
+    settings: Settings,
+    coordinator_endpoint: str,
+    incarnation: int,
+    lifeline: Lifeline,
+    listen_fds: tuple[int, ...],
+) -> None:
+    """Is a front end until its lifeline ends.
+
+    Args:
+        listen_fds: Listening sockets to serve on.
+
+    Raises:
+        EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
+    """
+    sockets = [socket.socket(fileno=fd) for fd in listen_fds]
+    name = f"{process.name}.{os.getpid()}"
+    requests_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.requests")
+    outputs_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.outputs")
+    with zmq.Context() as context:
+        requests, requests_endpoint = transport.bind(context, zmq.ROUTER, requests_endpoint)
+        outputs, outputs_endpoint = transport.bind(context, zmq.PULL, outputs_endpoint)
+        endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
+        with requests, outputs:
+            client = EngineClient(requests, outputs, settings.balancer.policy)
+            register = _register(process, incarnation, endpoints)
+            uvloop.run(_live(settings, coordinator_endpoint, register, client, lifeline, sockets))
+
+
+async def _live(
+    settings: Settings,
+    coordinator_endpoint: str,
+    register: Register,
+    client: EngineClient,
+    lifeline: Lifeline,
+    sockets: Sequence[socket.socket],
+) -> None:
+    client.start()
+    front_end = FrontEnd(settings, coordinator_endpoint, register, client)
+    front_end.link.start()
+    lifeline.watch(
+        lambda: front_end.end_from_thread("it is told to"),
+        grace_s=settings.health.stop_s * GRACE,
+    )
+    try:
+        await _serve(front_end, register.versions["flotilla"], sockets)
+    finally:
+        client.close()
+        front_end.link.close()
+    if front_end.failure:
+        raise EngineError(front_end.failure)
+
+
+async def _serve(front_end: FrontEnd, version: str, sockets: Sequence[socket.socket]) -> None:
+    # Imported when the process has registered: it takes a second.
+    from engine.frontend.app import make_app
+    from engine.frontend.server import Server
+
+    link, settings = front_end.link, front_end.settings
+    link.enter_phase(Phase.loading_tokenizer)
+    tokenizer = await asyncio.to_thread(_load_tokenizer, settings.model)
+    server = Server(
+        make_app(front_end, tokenizer, version),
+        keep_alive_s=settings.frontend.keep_alive_s,
+        stop_s=settings.health.stop_s * GRACE / 2,
+        on_started=lambda: link.enter_phase(Phase.ready),
+    )
+    if not front_end.ended.is_set():
+        await server.serve_until(front_end.ended, sockets)
+
+
+def _load_tokenizer(model: ModelOptions) -> Tokenizer:
+    from engine.checkpoints.sources import model_directory
+
+    return Tokenizer(model_directory(model, lambda line: logger.info("%s", line)))
+
+
+def _register(process: ProcessSpec, incarnation: int, endpoints: dict[str, str]) -> Register:
+    return Register(
+        name=process.name,
+        incarnation=incarnation,
+        role=process.role,
+        rank=None,
+        node=process.node,
+        pid=os.getpid(),
+        devices=[],
+        endpoints=endpoints,
+        versions={
+            "flotilla": _version(),
+            "python": platform.python_version(),
+            "pyzmq": zmq.pyzmq_version(),
+        },
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("flotilla")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+not.installed"  # run from a checkout

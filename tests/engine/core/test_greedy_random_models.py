@@ -1,0 +1,89 @@
+"""Small random Llama checkpoints against transformers: tied and untied embeddings, grouped query
+heads, biases.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.checkpoints.tiny import write_random_checkpoint
+from engine.model.facts import ModelFacts
+from tests.engine.greedy import Reference, make_core, one_by_one, run
+from tests.engine.settings import make_settings
+
+pytestmark = pytest.mark.timeout(300)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied, one query head per key head": {"tied": False, "heads": 4, "kv_heads": 4},
+    "tied, three query heads per key head": {"tied": True, "heads": 6, "kv_heads": 2},
+    "untied, three query heads per key head": {"tied": False, "heads": 6, "kv_heads": 2},
+    "tied, one query head per key head": {"tied": True, "heads": 4, "kv_heads": 4},
+    "with biases": {"tied": False, "heads": 4, "kv_heads": 2, "bias": True},
+}
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS), ids=lambda name: name.replace(" ", "-"))
+def directory(request, tmp_path_factory) -> Path:
+    variant = VARIANTS[request.param]
+    facts = ModelFacts(
+        architecture="LlamaForCausalLM",
+        vocab_size=320,
+        hidden_size=16 * variant["heads"],
+        intermediate_size=176,
+        num_hidden_layers=3,
+        num_attention_heads=variant["heads"],
+        num_key_value_heads=variant["kv_heads"],
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=variant["tied"],
+        attention_bias=variant.get("bias", False),
+        mlp_bias=variant.get("bias", False),
+        eos_token_ids=(2,),
+    )
+    path = tmp_path_factory.mktemp("model")
+    write_random_checkpoint(path, facts, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    rng = random.Random(0)
+    return [
+        [rng.randrange(3, 320) for _ in range(rng.choice((1, 5, 16, 33, 140)))] for _ in range(20)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(directory: Path, prompts) -> list[list[int]]:
+    reference = Reference(directory)
+    outputs = list(one_by_one(make_core(make_settings(directory), directory), prompts, 32))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        reference.check(prompt, output)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "arrivals"),
+    [
+        ({"max_num_seqs": 16}, [(index * 5) % 30 for index in range(20)]),
+        ({"max_num_batched_tokens": 7, "max_num_seqs": 4}, []),
+        ({"max_model_len": 176, "cache": {"num_blocks": 20}}, []),
+        ({"cache": {"block_size": 1, "num_blocks": 4000}}, []),
+        ({"cache": {"prefix_caching": False}}, []),
+    ],
+    ids=["mixed", "chunked", "preempted", "blocks-of-one", "no-prefix-cache"],
+)
+def test_the_way_requests_are_run_does_not_change_their_tokens(
+    directory, prompts, alone, changes, arrivals
+):
+    core = make_core(make_settings(directory, **changes), directory)
+    outputs = run(core, prompts, 32, arrivals)
+    reference = Reference(directory)
+    for prompt, output, expected in zip(prompts, outputs, alone, strict=True):
+        if output != expected:
+            reference.check(prompt, output)
+    assert run(core, prompts, 32) == outputs or not changes.get("cache", {}).get(
+        "prefix_caching", True
+    )

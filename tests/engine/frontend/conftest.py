@@ -1,0 +1,136 @@
+"""A front end that really serves, between a fake deployment and real HTTP clients."""
+
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
+from engine.config import HealthOptions, ProcessSpec, Role, Settings
+from engine.frontend import process
+from engine.frontend.tokenizer import Tokenizer
+from engine.protocol import Phase
+from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment, FakeLifeline
+from tests.engine.settings import make_settings
+
+
+class RunningFrontEnd:
+    """A front end in a thread, and everything around it.
+
+    Attributes:
+        http: Sends requests to it.
+        openai: Does the same.
+        unix_socket: Where it listens too.
+    """
+
+    def __init__(self, settings: Settings, deployment: FakeDeployment, directory: Path) -> None:
+        self.settings = settings
+        self.deployment = deployment
+        self.lifeline = FakeLifeline()
+        self.problem: BaseException | None = None
+        self.unix_socket = directory / "http"
+        listener = socket.create_server(("127.0.0.1", 0))
+        private = socket.socket(socket.AF_UNIX)
+        private.bind(str(self.unix_socket))
+        private.listen()
+        self._fds = (listener.detach(), private.detach())
+        with socket.socket(fileno=self._fds[0]) as peek:
+            self.port = peek.getsockname()[1]
+            peek.detach()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx2.Client(base_url=self.url, timeout=DEADLINE_S)
+        self.openai = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_S
+        )
+        self._thread = threading.Thread(target=self._run, name="front-end")
+
+    def __enter__(self) -> "RunningFrontEnd":
+        self._thread.start()
+        self.deployment.wait(lambda seen: Phase.ready in seen.phases)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self.openai.close()
+        self.lifeline.end()
+        self.join()
+
+    def join(self) -> None:
+        """Waits until it has ended."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    def wait_until_ready(self) -> None:
+        """Waits until every rank takes requests."""
+        deadline = threading.Event()
+        timer = threading.Timer(DEADLINE_S, deadline.set)
+        timer.start()
+        try:
+            while self.http.get("/ready").status_code != 200:
+                assert not deadline.is_set(), self.http.get("/ready").text
+        finally:
+            timer.cancel()
+
+    def _run(self) -> None:
+        spec = ProcessSpec(name="frontend-0", role=Role.frontend, node="head")
+        try:
+            process.run(
+                spec,
+                self.settings,
+                self.deployment.endpoint,
+                3,
+                self.lifeline,  # type: ignore[arg-type]
+                self._fds,
+            )
+        except BaseException as problem:
+            self.problem = problem
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model: token ids below 256 are bytes."""
+    directory = tmp_path_factory.mktemp("tiny")
+    write_random_checkpoint(directory, TINY_FACTS)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_directory: Path) -> Tokenizer:
+    return Tokenizer(model_directory)
+
+
+@contextmanager
+def started(model_directory: Path, dp: int = 1, **changes: Any) -> Iterator[RunningFrontEnd]:
+    health = HealthOptions(silence_s=DEADLINE_S, stop_s=10.0)
+    settings = make_settings(model_directory, dp=dp, health=health, **changes)
+    with tempfile.TemporaryDirectory(prefix="flotilla-") as directory:  # short, for ipc paths
+        deployment = FakeDeployment(Path(directory), dp)
+        with deployment, RunningFrontEnd(settings, deployment, Path(directory)) as front_end:
+            yield front_end
+
+
+Start = Callable[..., RunningFrontEnd]
+
+
+@pytest.fixture
+def start(model_directory: Path) -> Iterator[Start]:
+    """Starts a front end of the test's own, ended after the test."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(started(model_directory, **options))
+
+
+@pytest.fixture(scope="module")
+def shared(model_directory: Path) -> Iterator[RunningFrontEnd]:
+    """A front end with one rank that says "Hello world", for tests that leave it as it is."""
+    with started(model_directory) as front_end:
+        front_end.wait_until_ready()
+        yield front_end

@@ -1,0 +1,352 @@
+"""A coordinator and engine cores that speak the real protocol over real sockets, in one thread.
+
+They do what the test says: engines answer with a fixed text, or only when told.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zmq
+
+from engine import transport
+from engine.checkpoints.tiny import END_TURN
+from engine.config import Role
+from engine.protocol import (
+    TO_COORDINATOR,
+    TO_ENGINE,
+    AbortRequests,
+    AddRequest,
+    DeploymentState,
+    Drained,
+    EngineOutputs,
+    FinishReason,
+    GetPlan,
+    Heartbeat,
+    Member,
+    Membership,
+    Phase,
+    PhaseEntered,
+    PlanAnswer,
+    ProcessState,
+    Register,
+    Registered,
+    RequestOutput,
+    engine_identity,
+)
+
+T = TypeVar("T")
+DEADLINE_S = 20.0
+"""Far above what anything here takes on a busy machine."""
+
+
+@dataclass
+class FakeEngine:
+    """One incarnation of a rank."""
+
+    rank: int
+    incarnation: int = 0
+    state: ProcessState = ProcessState.ready
+    phase: Phase = Phase.ready
+    reason: str = ""
+    is_connecting: bool = True
+    """Connects to front ends when it learns of them."""
+    num_sent: int = 0
+    last_received: int = -1
+    requests: "zmq.Socket[bytes] | None" = None
+    outputs: "zmq.Socket[bytes] | None" = None
+
+    def member(self) -> Member:
+        return Member(
+            name=f"engine-{self.rank}",
+            role=Role.engine,
+            rank=self.rank,
+            incarnation=self.incarnation,
+            node="head",
+            pid=1000 + self.rank,
+            devices=[],
+            state=self.state,
+            phase=self.phase,
+            since_s=0.0,
+            reason=self.reason,
+        )
+
+
+@dataclass
+class Seen:
+    """What has arrived, in order."""
+
+    added: list[tuple[int, AddRequest]] = field(default_factory=list)
+    """With the rank."""
+    aborted: list[tuple[int, int]] = field(default_factory=list)
+    """Rank and request id."""
+    phases: list[Phase] = field(default_factory=list)
+    drained: list[Drained] = field(default_factory=list)
+    frontend: Register | None = None
+
+
+class FakeDeployment:
+    """A coordinator and its engines.
+
+    Args:
+        directory: For the ipc sockets.
+
+    Attributes:
+        answer: What engines say to each request, a token per step; None: only `output` answers.
+        is_silent: The coordinator does not answer GetPlan.
+    """
+
+    def __init__(self, directory: Path, dp: int = 1) -> None:
+        self.endpoint = f"ipc://{directory}/coordinator"
+        self.engines = {rank: FakeEngine(rank) for rank in range(dp)}
+        self.state = DeploymentState.serving
+        self.frontend_state = ProcessState.starting
+        self.answer: bytes | None = b"Hello world"
+        self.is_silent = False
+        self.plan: Any = {"name": "test"}
+        self._seen = Seen()
+        self._epoch = 0
+        self._changed = threading.Condition()
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._is_running = True
+        self._thread = threading.Thread(target=self._run, name="fake-deployment")
+
+    # What tests do.
+
+    def __enter__(self) -> "FakeDeployment":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(lambda: setattr(self, "_is_running", False))
+        self._thread.join()
+        os.close(self._wake)
+
+    def wait(self, found: Callable[[Seen], T]) -> T:
+        """What `found` makes of what has been seen, as soon as it is true."""
+        with self._changed:
+            result = self._changed.wait_for(lambda: found(self._seen), DEADLINE_S)
+            assert result, f"not seen: {self._seen}"
+            return result
+
+    def wait_for_request(self, number: int = 0) -> tuple[int, AddRequest]:
+        """The rank and the request that came as the `number`th."""
+        return self.wait(lambda seen: seen.added[number : number + 1])[0]
+
+    def publish(self) -> None:
+        """Publishes the membership as it is now."""
+        self._do(self._publish)
+
+    def set_rank(self, rank: int, state: ProcessState, reason: str = "") -> None:
+        def change() -> None:
+            self.engines[rank].state, self.engines[rank].reason = state, reason
+            self._publish()
+
+        self._do(change)
+
+    def replace(self, rank: int) -> None:
+        """The rank is started anew, ready at once."""
+
+        def change() -> None:
+            old = self.engines[rank]
+            self._disconnect(old)
+            self.engines[rank] = FakeEngine(rank, old.incarnation + 1)
+            self._publish()
+
+        self._do(change)
+
+    def drain(self) -> None:
+        self.state = DeploymentState.draining
+        self.publish()
+
+    def output(
+        self,
+        rank: int,
+        request_id: int,
+        tokens: bytes | list[int] = b"",
+        finish_reason: FinishReason | None = None,
+        **fields: Any,
+    ) -> None:
+        """Sends one step's output of one request."""
+        output = RequestOutput(request_id, list(tokens), finish_reason, **fields)
+        self._do(lambda: self._send(self.engines[rank], [output]))
+
+    def lose_outputs(self, rank: int) -> None:
+        """The rank sends a message that never arrives."""
+        self._do(lambda: setattr(self.engines[rank], "num_sent", self.engines[rank].num_sent + 1))
+
+    def tell_lost(self, rank: int, first: int, last: int) -> None:
+        self._do(lambda: self._send(self.engines[rank], [], lost=(first, last)))
+
+    def send_as(self, rank: int, incarnation: int, request_id: int, tokens: bytes) -> None:
+        """Words of an incarnation that may be gone."""
+        output = RequestOutput(request_id, list(tokens))
+        message = EngineOutputs(rank, incarnation, 0, -1, [output])
+        self._do(lambda: transport.send(self._outputs_of(rank), message))
+
+    # The thread.
+
+    def _do(self, call: Callable[[], None]) -> None:
+        self._calls.put(call)
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        self._context = zmq.Context()
+        self._inbox, _ = transport.bind(self._context, zmq.ROUTER, self.endpoint)
+        publish = transport.sibling_endpoint(self.endpoint, "membership")
+        self._members, self._publish_endpoint = transport.bind(self._context, zmq.XPUB, publish)
+        while self._is_running:
+            self._wait_for_something()
+        for engine in self.engines.values():
+            self._disconnect(engine)
+        self._inbox.close()
+        self._members.close()
+        self._context.term()
+
+    def _wait_for_something(self) -> None:
+        poller = zmq.Poller()
+        engines = [engine for engine in self.engines.values() if engine.requests is not None]
+        for source in (self._wake, self._inbox, self._members, *(e.requests for e in engines)):
+            poller.register(source, zmq.POLLIN)
+        ready = dict(poller.poll(DEADLINE_S * 1000))
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+            while not self._calls.empty():
+                self._calls.get()()
+        if self._inbox in ready:
+            self._coordinate()
+        if self._members in ready:
+            self._members.recv()
+            self._publish()
+        for engine in engines:
+            if engine.requests in ready:
+                self._work(engine)
+
+    def _coordinate(self) -> None:
+        sender, frame = self._inbox.recv_multipart()
+        match TO_COORDINATOR.decode(frame):
+            case Register() as hello:
+                self._note(lambda seen: setattr(seen, "frontend", hello))
+                transport.send(self._inbox, Registered(self._publish_endpoint), sender)
+            case PhaseEntered(_, _, phase):
+                if phase is Phase.ready:
+                    self.frontend_state = ProcessState.ready
+                self._note(lambda seen: seen.phases.append(phase))
+                self._publish()
+            case Drained() as drained:
+                self.frontend_state = ProcessState.drained
+                self._note(lambda seen: seen.drained.append(drained))
+            case GetPlan(call_id) if not self.is_silent:
+                members = [engine.member() for engine in self.engines.values()]
+                answer = PlanAnswer(call_id, self.plan, members, ["something differs"])
+                transport.send(self._inbox, answer, sender)
+            case Heartbeat() | GetPlan():
+                pass
+
+    def _publish(self) -> None:
+        self._epoch += 1
+        hello = self._seen.frontend
+        members = [engine.member() for engine in self.engines.values()]
+        if hello is not None:
+            members.append(self._frontend_member(hello))
+            for engine in self.engines.values():
+                self._connect(engine, hello)
+        transport.send(self._members, Membership(self._epoch, self.state, members, [], []))
+
+    def _frontend_member(self, hello: Register) -> Member:
+        return Member(
+            name=hello.name,
+            role=hello.role,
+            rank=None,
+            incarnation=hello.incarnation,
+            node=hello.node,
+            pid=hello.pid,
+            devices=[],
+            state=self.frontend_state,
+            phase=Phase.ready,
+            since_s=0.0,
+            endpoints=hello.endpoints,
+        )
+
+    def _connect(self, engine: FakeEngine, hello: Register) -> None:
+        if engine.requests is None and engine.is_connecting:
+            identity = engine_identity(engine.rank, engine.incarnation)
+            requests, outputs = hello.endpoints["requests"], hello.endpoints["outputs"]
+            engine.requests = transport.connect(self._context, zmq.DEALER, requests, identity)
+            engine.outputs = transport.connect(self._context, zmq.PUSH, outputs)
+
+    def _disconnect(self, engine: FakeEngine) -> None:
+        for socket in (engine.requests, engine.outputs):
+            if socket is not None:
+                socket.close()
+        engine.requests = engine.outputs = None
+
+    def _work(self, engine: FakeEngine) -> None:
+        assert engine.requests is not None
+        message = TO_ENGINE.decode(engine.requests.recv())
+        assert message.sequence == engine.last_received + 1
+        engine.last_received = message.sequence
+        match message:
+            case AddRequest():
+                self._note(lambda seen: seen.added.append((engine.rank, message)))
+                if self.answer is not None:
+                    self._answer(engine, message, self.answer)
+            case AbortRequests(_, request_ids):
+                aborted = [(engine.rank, request_id) for request_id in request_ids]
+                self._note(lambda seen: seen.aborted.extend(aborted))
+
+    def _answer(self, engine: FakeEngine, request: AddRequest, text: bytes) -> None:
+        tokens = [*text, END_TURN]
+        tokens = tokens[: request.sampling.max_tokens]
+        for position, token in enumerate(tokens, start=1):
+            reason = None
+            if token == END_TURN:
+                reason = FinishReason.stop
+            elif position == request.sampling.max_tokens:
+                reason = FinishReason.length
+            self._send(engine, [RequestOutput(request.request_id, [token], reason, 2)])
+
+    def _send(
+        self,
+        engine: FakeEngine,
+        outputs: list[RequestOutput],
+        lost: tuple[int, int] | None = None,
+    ) -> None:
+        message = EngineOutputs(
+            engine.rank,
+            engine.incarnation,
+            engine.num_sent,
+            engine.last_received,
+            outputs,
+            lost,
+        )
+        engine.num_sent += 1
+        transport.send(self._outputs_of(engine.rank), message)
+
+    def _outputs_of(self, rank: int) -> "zmq.Socket[bytes]":
+        outputs = self.engines[rank].outputs
+        assert outputs is not None
+        return outputs
+
+    def _note(self, change: Callable[[Seen], object]) -> None:
+        with self._changed:
+            change(self._seen)
+            self._changed.notify_all()
+
+
+class FakeLifeline:
+    """Ends when the test says so, and never ends the test's own process."""
+
+    def __init__(self) -> None:
+        self._on_end: Callable[[], None] = lambda: None
+
+    def watch(self, on_end: Callable[[], None], grace_s: float) -> None:
+        self._on_end = on_end
+
+    def end(self) -> None:
+        self._on_end()

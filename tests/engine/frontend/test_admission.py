@@ -1,0 +1,38 @@
+import pytest
+
+from engine.frontend.admission import Admission
+from engine.frontend.errors import Draining
+
+
+def test_the_last_one_out_tells_that_it_is_idle():
+    told = []
+    admission = Admission(lambda: told.append(admission.num_inside))
+    with admission.entered():
+        with admission.entered():
+            admission.drain()
+        assert told == []
+    assert told == [0]
+
+
+def test_nobody_comes_in_while_draining():
+    admission = Admission(lambda: None)
+    admission.drain()
+    with pytest.raises(Draining), admission.entered():
+        pass
+    assert admission.num_inside == 0
+
+
+def test_an_empty_place_is_idle_at_once_and_again_when_asked_again():
+    told = []
+    admission = Admission(lambda: told.append("idle"))
+    admission.drain()
+    admission.drain()
+    assert told == ["idle", "idle"]
+
+
+def test_it_opens_again():
+    admission = Admission(lambda: None)
+    admission.drain()
+    admission.open()
+    with admission.entered():
+        assert admission.num_inside == 1

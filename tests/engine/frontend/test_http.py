@@ -1,0 +1,169 @@
+"""What is not an answer of the model: other paths, errors, headers."""
+
+import re
+
+import httpx2
+import pytest
+
+from tests.engine.frontend.conftest import RunningFrontEnd, Start
+
+HI = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
+CHAT = "/v1/chat/completions"
+
+
+def check_error(response: httpx2.Response, status: int, code: str | None) -> str:
+    """Asserts OpenAI's error body; its message."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return str(error["message"])
+
+
+def test_models(shared: RunningFrontEnd):
+    (model,) = shared.openai.models.list().data
+    assert (model.id, model.object, model.owned_by) == ("test", "model", "flotilla")
+
+
+def test_health_and_version(shared: RunningFrontEnd):
+    assert shared.http.get("/health").json() == {"status": "alive"}
+    assert shared.http.get("/version").json().keys() == {"version"}
+
+
+def test_ready(shared: RunningFrontEnd):
+    response = shared.http.get("/ready")
+    assert response.status_code == 200
+    assert response.json() == {
+        "ready": True,
+        "reason": "",
+        "ready_ranks": [0],
+        "missing": [],
+        "suspect": [],
+        "lost": [],
+    }
+
+
+def test_the_plan_is_relayed(shared: RunningFrontEnd):
+    body = shared.http.get("/plan").json()
+    assert body["plan"] == {"name": "test"}
+    assert body["drift"] == ["something differs"]
+    (engine,) = body["actual"]
+    fields = ("name", "role", "rank", "incarnation", "state")
+    assert [engine[field] for field in fields] == ["engine-0", "engine", 0, 0, "ready"]
+
+
+def test_the_docs_need_nothing_from_elsewhere(shared: RunningFrontEnd):
+    response = shared.http.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    page = response.text
+    assert "POST /v1/chat/completions" in page
+    assert "max_completion_tokens" in page
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=.?https?:", page)
+
+
+def test_openapi_has_the_request_models(shared: RunningFrontEnd):
+    schema = shared.http.get("/openapi.json").json()
+    models = schema["components"]["schemas"]
+    assert models["ChatCompletionRequest"]["required"] == ["model", "messages"]
+    assert models["CompletionRequest"]["additionalProperties"] is False
+    assert "422" not in schema["paths"][CHAT]["post"]["responses"]
+
+
+def test_it_listens_on_every_socket(shared: RunningFrontEnd):
+    transport = httpx2.HTTPTransport(uds=str(shared.unix_socket))
+    with httpx2.Client(transport=transport, base_url="http://private") as client:
+        assert client.get("/health").status_code == 200
+        assert client.post(CHAT, json=HI).json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions/", "/v1/embeddings", "/%ff"])
+def test_unknown_paths(shared: RunningFrontEnd, path: str):
+    assert "Unknown path: GET /" in check_error(shared.http.get(path), 404, "unknown_url")
+
+
+def test_unknown_methods(shared: RunningFrontEnd):
+    response = shared.http.get(CHAT)
+    assert "Allowed: POST" in check_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+    check_error(shared.http.request("BREW", "/health"), 405, "method_not_allowed")
+    check_error(shared.http.options(CHAT), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"\xff\xfe", "invalid_json"),
+        (b'{"model": "test", "messages": [', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b"9" * 10_000, "invalid_json"),
+        (b"", "invalid_body"),
+        (b"[]", "invalid_body"),
+        (b"null", "invalid_body"),
+        (b'"text"', "invalid_body"),
+        (b'{"model": "\\ud800"}', "invalid_unicode"),
+    ],
+)
+def test_bodies_that_cannot_be_read(shared: RunningFrontEnd, body: bytes, code: str):
+    headers = {"content-type": "application/json"}
+    response = shared.http.post(CHAT, content=body, headers=headers)
+    check_error(response, 400, code)
+
+
+def test_another_content_type_is_named(shared: RunningFrontEnd):
+    response = shared.http.post(CHAT, data={"model": "test"})
+    assert "application/json" in check_error(response, 400, "invalid_body")
+
+
+@pytest.mark.parametrize("given", ["abc", "a b~!", "x" * 128])
+def test_a_clients_request_id_comes_back(shared: RunningFrontEnd, given: str):
+    response = shared.http.post(CHAT, json=HI, headers={"X-Request-Id": given})
+    assert response.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", [None, "", "x" * 129, b"\xc3\xbc", b"a\tb"])
+def test_other_request_ids_are_replaced(shared: RunningFrontEnd, given):
+    headers = {} if given is None else {"X-Request-Id": given}
+    for path in ("/health", "/nowhere"):
+        answered = shared.http.get(path, headers=headers).headers["x-request-id"]
+        assert re.fullmatch("req-[0-9a-f]{32}", answered)
+
+
+def test_the_log_names_the_request(shared: RunningFrontEnd, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    shared.http.post(CHAT, json=HI, headers={"X-Request-Id": "mine"}).read()
+    (line,) = [each.getMessage() for each in caplog.records if "mine" in each.getMessage()]
+    assert line.startswith("request mine: rank 0, 21 prompt tokens, 12 completion tokens, ")
+    assert line.endswith(": stop")
+
+
+def test_a_defect_is_an_error_with_the_requests_id(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    front_end = start()
+    front_end.wait_until_ready()
+    monkeypatch.setattr("engine.frontend.app.sampling_params", fail)
+    response = front_end.http.post(CHAT, json=HI, headers={"X-Request-Id": "mine"})
+    assert "X-Request-Id" in check_error(response, 500, None)
+    assert response.headers["x-request-id"] == "mine"
+    assert "request mine failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_defect_in_a_stream_ends_it_with_an_error(start: Start, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    front_end = start()
+    front_end.wait_until_ready()
+    monkeypatch.setattr("engine.frontend.answers.ChatWriter.delta", fail)
+    text = front_end.http.post(CHAT, json=HI | {"stream": True}).text
+    *_, error, done, rest = text.split("\n\n")
+    assert error.startswith('data: {"error":{"message":"Internal error')
+    assert (done, rest) == ("data: [DONE]", "")
+    assert len(front_end.deployment.wait(lambda seen: seen.aborted)) == 1

@@ -1,0 +1,229 @@
+import random
+from collections.abc import Callable
+
+import pytest
+
+from engine.config import Role
+from engine.frontend.errors import ApiError, EngineFailed, Unavailable
+from engine.frontend.generation import Generation
+from engine.frontend.in_flight import InFlight
+from engine.frontend.load_balancer import work_of
+from engine.protocol import (
+    AddRequest,
+    EngineOutputs,
+    FinishReason,
+    Member,
+    Phase,
+    ProcessState,
+    RequestOutput,
+)
+from engine.sampling import SamplingParams
+
+READY, LOST, SUSPECT = ProcessState.ready, ProcessState.lost, ProcessState.suspect
+
+
+def member(
+    rank: int, incarnation: int = 0, state: ProcessState = READY, reason: str = ""
+) -> Member:
+    return Member(
+        name=f"engine-{rank}",
+        role=Role.engine,
+        rank=rank,
+        incarnation=incarnation,
+        node="head",
+        pid=1,
+        devices=[],
+        state=state,
+        phase=Phase.ready,
+        since_s=0.0,
+        reason=reason,
+    )
+
+
+def outputs(
+    rank: int,
+    sequence: int,
+    *tokens: tuple[int, int],
+    incarnation: int = 0,
+    lost: tuple[int, int] | None = None,
+) -> EngineOutputs:
+    """One token for each (request id, token)."""
+    produced = [RequestOutput(request_id, [token]) for request_id, token in tokens]
+    return EngineOutputs(rank, incarnation, sequence, -1, produced, lost)
+
+
+class Table:
+    """Ranks 0 and 1, both reachable, with helpers to tell a story."""
+
+    def __init__(self) -> None:
+        self.in_flight = InFlight()
+        self.in_flight.apply([member(0), member(1)])
+        for engine in self.in_flight.engines.values():
+            engine.is_reachable = True
+        self.closed: list[Generation] = []
+
+    def add(self, rank: int, request_id: int, num_prompt_tokens: int = 4) -> Generation:
+        engine = self.in_flight.engines[rank]
+        prompt, sampling = [0] * num_prompt_tokens, SamplingParams(max_tokens=10)
+        request = AddRequest(engine.next_sequence, request_id, prompt, sampling)
+        engine.next_sequence += 1
+        return self.in_flight.add(engine, request, self.closed.append)
+
+    @property
+    def work(self) -> dict[int, int]:
+        return self.in_flight.work()
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+async def problem_of(generation: Generation) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await generation.take()
+    return caught.value
+
+
+async def tokens_of(generation: Generation) -> list[int]:
+    return [token for output in await generation.take() for token in output.token_ids]
+
+
+async def test_outputs_reach_their_requests(table: Table):
+    one, two = table.add(0, 1), table.add(1, 2)
+    assert table.in_flight.receive(outputs(0, 0, (1, 65))) == []
+    assert table.in_flight.receive(outputs(0, 1, (1, 66))) == []
+    assert table.in_flight.receive(outputs(1, 0, (2, 67))) == []
+    assert await tokens_of(one) == [65, 66]  # all that came since
+    assert await tokens_of(two) == [67]
+
+
+async def test_a_lost_rank_fails_its_requests_only(table: Table):
+    one, two = table.add(0, 1), table.add(1, 2)
+    table.in_flight.apply([member(0, state=LOST, reason="killed by signal 9"), member(1)])
+    problem = await problem_of(one)
+    assert isinstance(problem, Unavailable)
+    assert problem.message == "Rank 0 failed: killed by signal 9"
+    table.in_flight.receive(outputs(1, 0, (2, 67)))
+    assert await tokens_of(two) == [67]
+    assert table.work == {1: two.work}
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([member(1)], "it has left the deployment"),
+        ([member(0, incarnation=1), member(1)], "it was started anew"),
+        ([member(0, state=LOST), member(0, incarnation=1), member(1)], "it was started anew"),
+    ],
+)
+async def test_requests_of_a_rank_that_is_gone_or_replaced_fail(table: Table, members, reason):
+    one = table.add(0, 1)
+    table.in_flight.apply(members)
+    assert (await problem_of(one)).message == f"Rank 0 failed: {reason}"
+
+
+async def test_a_new_incarnation_begins_its_numbers_anew(table: Table):
+    table.add(0, 1)
+    table.in_flight.apply([member(0, incarnation=1), member(1)])
+    one = table.add(0, 2)
+    assert one.sequence == 0
+    table.in_flight.receive(outputs(0, 0, (2, 65), incarnation=1))
+    assert await tokens_of(one) == [65]
+
+
+async def test_late_words_of_an_old_incarnation_are_ignored(table: Table):
+    table.in_flight.apply([member(0, incarnation=1), member(1)])
+    one = table.add(0, 1)
+    assert table.in_flight.receive(outputs(0, 7, (1, 66), incarnation=0)) == []
+    table.in_flight.receive(outputs(0, 0, (1, 65), incarnation=1))
+    assert await tokens_of(one) == [65]
+
+
+async def test_a_gap_in_the_outputs_fails_all_requests_of_the_rank(table: Table):
+    one, two, other = table.add(0, 1), table.add(0, 2), table.add(1, 3)
+    table.in_flight.receive(outputs(0, 0, (1, 65)))
+    assert table.in_flight.receive(outputs(0, 3, (2, 66))) == [one, two]
+    assert (await problem_of(one)).message == "Rank 0 failed: outputs 1 to 2 were lost"
+    assert isinstance(await problem_of(two), Unavailable)
+    assert table.work == {0: 0, 1: other.work}
+    later = table.add(0, 4)  # goes on from there
+    table.in_flight.receive(outputs(0, 4, (4, 67)))
+    assert await tokens_of(later) == [67]
+
+
+async def test_requests_that_never_arrived_fail(table: Table):
+    first, second, third = table.add(0, 1), table.add(0, 2), table.add(0, 3)
+    table.in_flight.receive(outputs(0, 0, (1, 65), lost=(1, 1)))
+    assert await tokens_of(first) == [65]
+    assert (await problem_of(second)).message == "Rank 0 failed: the request never arrived there"
+    table.in_flight.receive(outputs(0, 1, (3, 66)))
+    assert await tokens_of(third) == [66]
+
+
+async def test_an_error_of_the_engine_is_told(table: Table):
+    one = table.add(0, 1)
+    failed = RequestOutput(1, [], FinishReason.error, 0, "out of blocks")
+    table.in_flight.receive(EngineOutputs(0, 0, 0, -1, [failed]))
+    problem = await problem_of(one)
+    assert isinstance(problem, EngineFailed)
+    assert problem.message == "out of blocks"
+    assert table.in_flight.remove(one) is None
+
+
+async def test_a_request_that_the_engine_gives_up_fails(table: Table):
+    one = table.add(0, 1)
+    given_up = RequestOutput(1, [], FinishReason.abort)
+    table.in_flight.receive(EngineOutputs(0, 0, 0, -1, [given_up]))
+    assert isinstance(await problem_of(one), Unavailable)
+
+
+async def test_a_request_is_removed_once(table: Table):
+    one = table.add(0, 1)
+    assert table.in_flight.remove(one) is table.in_flight.engines[0]
+    assert table.in_flight.remove(one) is None
+    table.in_flight.receive(outputs(0, 0, (1, 65)))  # what the engine sent meanwhile
+
+
+def test_only_ready_and_reachable_ranks_get_work(table: Table):
+    assert table.work == {0: 0, 1: 0}
+    table.in_flight.apply([member(0, state=SUSPECT, reason="silent"), member(1)])
+    assert table.work == {1: 0}
+    table.in_flight.engines[1].is_reachable = False
+    assert table.work == {}
+
+
+async def test_a_suspect_rank_goes_on_with_what_it_has(table: Table):
+    one = table.add(0, 1)
+    table.in_flight.apply([member(0, state=SUSPECT), member(1)])
+    table.in_flight.receive(outputs(0, 0, (1, 65)))
+    assert await tokens_of(one) == [65]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_work_is_the_sum_over_the_requests_in_flight(table: Table, seed: int):
+    choice = random.Random(seed)
+    engine = table.in_flight.engines[0]
+    produced: dict[int, int] = {}
+    prompts = [choice.randrange(1, 500) for _ in range(60)]
+    for request_id, num_prompt_tokens in enumerate(prompts):
+        produced[request_id] = 0
+        table.add(0, request_id, num_prompt_tokens)
+        for known in choice.sample(list(engine.generations), len(engine.generations) // 2):
+            _one_step(table, known, produced, choice.random)
+        assert engine.work == sum(
+            work_of(prompts[number], produced[number], 10) for number in engine.generations
+        )
+
+
+def _one_step(
+    table: Table, request_id: int, produced: dict[int, int], chance: Callable[[], float]
+) -> None:
+    engine = table.in_flight.engines[0]
+    if chance() < 0.1:
+        table.in_flight.remove(engine.generations[request_id])
+        return
+    produced[request_id] += 1
+    is_last = produced[request_id] == 10 or chance() < 0.1
+    output = RequestOutput(request_id, [65], FinishReason.length if is_last else None)
+    table.in_flight.receive(EngineOutputs(0, 0, engine.expected, -1, [output]))

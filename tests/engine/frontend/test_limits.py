@@ -1,0 +1,95 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.checkpoints.tiny import NUM_TOKENS
+from engine.config import Settings
+from engine.frontend.errors import InvalidRequest
+from engine.frontend.limits import sampling_params
+from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
+from engine.sampling import SamplingParams
+from tests.engine.settings import make_settings
+
+
+@pytest.fixture(scope="module")
+def settings(model_directory: Path) -> Settings:
+    return make_settings(model_directory, max_model_len=100)
+
+
+def sampling(settings: Settings, prompt_length: int = 10, **fields: Any) -> SamplingParams:
+    request = CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
+    return sampling_params(request, [1] * prompt_length, settings)
+
+
+def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
+    told = sampling(
+        settings, max_tokens=5, temperature=0.5, top_p=0.9, top_k=7, seed=11, ignore_eos=True
+    )
+    assert told == SamplingParams(5, 0.5, 0.9, 7, 11, True)
+
+
+def test_defaults_are_openais_and_the_rest_of_the_context(settings: Settings):
+    told = sampling(settings, seed=11)
+    assert told == SamplingParams(90, 1.0, 1.0, 0, 11, False)
+
+
+def test_requests_without_a_seed_get_different_ones(settings: Settings):
+    assert sampling(settings).seed != sampling(settings).seed
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1))
+def test_seeds_fit_64_bits(settings: Settings, seed: int):
+    told = sampling(settings, seed=seed).seed
+    assert 0 <= told < 2**64
+    assert (told - seed) % 2**64 == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"temperature": 0}, {"temperature": 0.0}),
+        ({"temperature": 1e-30}, {"temperature": 0.0}),
+        ({"top_k": -1}, {"top_k": 0}),
+        ({"top_k": 10**30}, {"top_k": NUM_TOKENS}),
+    ],
+)
+def test_odd_values_become_plain_ones(settings: Settings, fields, expected):
+    told = sampling(settings, **fields)
+    assert {name: getattr(told, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("prompt_length", "max_tokens"), [(99, None), (99, 1), (50, 50)])
+def test_the_context_may_be_filled(settings: Settings, prompt_length, max_tokens):
+    told = sampling(settings, prompt_length, max_tokens=max_tokens)
+    assert told.max_tokens == 100 - prompt_length
+
+
+@pytest.mark.parametrize(
+    ("prompt_length", "max_tokens"), [(100, None), (100, 1), (50, 51), (10, 10**30)]
+)
+def test_more_than_the_context_is_refused(settings: Settings, prompt_length, max_tokens):
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(settings, prompt_length, max_tokens=max_tokens)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "prompt"
+    assert "maximum context length is 100 tokens" in caught.value.message
+
+
+def test_refusals_name_the_chats_messages(settings: Settings):
+    chat = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
+    with pytest.raises(InvalidRequest) as caught:
+        sampling_params(ChatCompletionRequest.model_validate(chat), [1] * 100, settings)
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "code"), [([], "empty_prompt"), ([1, NUM_TOKENS], "invalid_token_id")]
+)
+def test_prompts_that_the_model_cannot_read_are_refused(settings: Settings, token_ids, code):
+    request = CompletionRequest(model="test", prompt="Hi")
+    with pytest.raises(InvalidRequest) as caught:
+        sampling_params(request, token_ids, settings)
+    assert caught.value.code == code

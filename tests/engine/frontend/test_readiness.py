@@ -1,0 +1,84 @@
+from engine.config import Role
+from engine.frontend.readiness import Absentee, newest_engines, readiness
+from engine.protocol import DeploymentState, Member, Membership, Phase, ProcessState
+
+READY = ProcessState.ready
+
+
+def member(rank: int, state: ProcessState = READY, **fields) -> Member:
+    defaults = {"incarnation": 0, "phase": Phase.ready}
+    return Member(
+        name=f"engine-{rank}",
+        role=Role.engine,
+        rank=rank,
+        node="head",
+        pid=1,
+        devices=[],
+        state=state,
+        since_s=0.0,
+        **(defaults | fields),
+    )
+
+
+def membership(*members: Member, state: DeploymentState = DeploymentState.serving) -> Membership:
+    return Membership(1, state, list(members), [], [])
+
+
+def test_nothing_is_known_before_the_coordinator_answers():
+    now = readiness(None, dp=1, connected_ranks=set(), was_ready=False)
+    assert not now.ready
+    assert now.reason == "the coordinator has not answered yet"
+    assert now.missing == [Absentee("engine-0", "unknown", reason="has not registered")]
+
+
+def test_at_the_start_every_rank_is_waited_for():
+    loading = member(1, ProcessState.starting, phase=Phase.loading_weights)
+    now = readiness(membership(member(0), loading), 3, {0}, was_ready=False)
+    assert not now.ready
+    assert now.reason == "1 of 3 ranks are ready"
+    assert now.ready_ranks == [0]
+    assert now.missing == [
+        Absentee("engine-1", "starting", phase="loading weights"),
+        Absentee("engine-2", "unknown", reason="has not registered"),
+    ]
+
+
+def test_a_rank_that_has_not_connected_is_missing():
+    now = readiness(membership(member(0), member(1)), 2, {0}, was_ready=False)
+    assert not now.ready
+    assert [each.state for each in now.missing] == ["unconnected"]
+
+
+def test_all_ready():
+    now = readiness(membership(member(0), member(1)), 2, {0, 1}, was_ready=False)
+    assert now.ready
+    assert not now.reason
+    assert now.missing == now.suspect == now.lost == []
+
+
+def test_later_one_rank_is_enough_and_the_others_are_named():
+    lost = member(1, ProcessState.lost, reason="killed by signal 9")
+    suspect = member(2, ProcessState.suspect, reason="silent for 1.2 s")
+    now = readiness(membership(member(0), lost, suspect), 3, {0, 1, 2}, was_ready=True)
+    assert now.ready
+    assert now.lost == [Absentee("engine-1", "lost", "ready", "killed by signal 9")]
+    assert now.suspect == [Absentee("engine-2", "suspect", "ready", "silent for 1.2 s")]
+    assert now.missing == []
+
+
+def test_no_rank_left():
+    now = readiness(membership(member(0, ProcessState.lost)), 1, {0}, was_ready=True)
+    assert not now.ready
+    assert now.reason == "0 of 1 ranks are ready"
+
+
+def test_a_draining_deployment_is_not_ready():
+    drains = membership(member(0), state=DeploymentState.draining)
+    now = readiness(drains, 1, {0}, was_ready=True)
+    assert not now.ready
+    assert now.reason == "draining: no new requests are taken"
+
+
+def test_the_newest_incarnation_of_a_rank_counts():
+    old, new = member(0, ProcessState.lost), member(0, incarnation=1)
+    assert newest_engines([old, new]) == newest_engines([new, old]) == {0: new}

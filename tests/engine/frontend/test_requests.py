@@ -1,0 +1,276 @@
+"""Which parameters are taken, and what is said about those that are not."""
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from engine.frontend.errors import InvalidRequest
+from engine.frontend.parameters import RequestModel
+from engine.frontend.refusals import explain
+from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({"model": "test", "messages": HI} | fields)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
+
+
+def refusal(model: type[RequestModel], body: Any) -> InvalidRequest:
+    """What a client is told."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    return explain(errors)
+
+
+def refused_chat(**fields: Any) -> InvalidRequest:
+    return refusal(ChatCompletionRequest, {"model": "test", "messages": HI} | fields)
+
+
+def refused_completion(**fields: Any) -> InvalidRequest:
+    return refusal(CompletionRequest, {"model": "test", "prompt": "Hi"} | fields)
+
+
+def test_everything_but_model_and_messages_may_be_left_out_or_null():
+    optional = ChatCompletionRequest.model_fields.keys() - {"model", "messages"}
+    assert chat(**dict.fromkeys(optional)) == chat()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "taken"),
+    [
+        ("Hi", "Hi"),
+        (["Hi"], "Hi"),
+        ([1, 2], [1, 2]),
+        ([[1, 2]], [1, 2]),
+        ("", ""),
+    ],
+)
+def test_prompts(prompt, taken):
+    assert completion(prompt=prompt).text_or_token_ids == taken
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "code"),
+    [
+        (["a", "b"], "prompt", "unsupported_value"),
+        ([[1], [2]], "prompt", "unsupported_value"),
+        ([], "prompt", "array_below_min_length"),
+        ([[]], "prompt[0]", "array_below_min_length"),
+        ([1, "a"], "prompt[1]", "invalid_type"),
+        (["a", 1], "prompt[1]", "invalid_type"),
+        ([True], "prompt[0]", "invalid_type"),
+        ([-1], "prompt[0]", "integer_below_min_value"),
+        ([1.5], "prompt[0]", "invalid_type"),
+        (5, "prompt", "invalid_type"),
+        (None, "prompt", "invalid_type"),
+        ({"a": 1}, "prompt", "invalid_type"),
+        ("\ud800", "prompt", "invalid_unicode"),
+        (["\ud800"], "prompt[0]", "invalid_unicode"),
+    ],
+)
+def test_prompts_that_are_refused(prompt, param, code):
+    problem = refused_completion(prompt=prompt)
+    assert (problem.param, problem.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("message", "rendered"),
+    [
+        ({"role": "user", "content": "Hi"}, ("user", "Hi")),
+        ({"role": "system", "content": "Hi", "name": "me"}, ("system", "Hi")),
+        ({"role": "developer", "content": "Hi"}, ("system", "Hi")),
+        ({"role": "assistant", "content": None}, ("assistant", "")),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+            ("user", "a\nb"),
+        ),
+        (
+            {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None},
+            ("assistant", "Hi"),
+        ),
+    ],
+)
+def test_messages(message, rendered):
+    (taken,) = chat(messages=[message]).messages
+    assert tuple(taken.for_template().values()) == rendered
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "code"),
+    [
+        ([], "messages", "array_below_min_length"),
+        ("Hi", "messages", "invalid_type"),
+        (["Hi"], "messages[0]", "invalid_type"),
+        ([{"content": "Hi"}], "messages[0].role", "missing_required_parameter"),
+        ([{"role": "user"}], "messages[0].content", "missing_required_parameter"),
+        ([{"role": "tool", "content": "Hi"}], "messages[0].role", "invalid_value"),
+        ([*HI, {"role": "user", "content": 5}], "messages[1].content", "invalid_type"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            "messages[0].content[0].image_url",
+            "unknown_parameter",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "input_text", "text": ""}]}],
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{}]}],
+            "messages[0].tool_calls",
+            "unsupported_parameter",
+        ),
+    ],
+)
+def test_messages_that_are_refused(messages, param, code):
+    problem = refused_chat(messages=messages)
+    assert (problem.param, problem.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"temperature": 3},
+            "Invalid 'temperature': integer above maximum value. "
+            "Expected a value <= 2, but got 3 instead.",
+        ),
+        (
+            {"temperature": -0.5},
+            "Invalid 'temperature': decimal below minimum value. "
+            "Expected a value >= 0, but got -0.5 instead.",
+        ),
+        (
+            {"top_p": 0},
+            "Invalid 'top_p': integer below minimum value. "
+            "Expected a value > 0, but got 0 instead.",
+        ),
+        (
+            {"seed": 2**64},
+            "Invalid 'seed': integer above maximum value. "
+            "Expected a value < 18446744073709551616, but got 18446744073709551616 instead.",
+        ),
+        (
+            {"max_tokens": "5"},
+            "Invalid type for 'max_tokens': expected an integer, but got a string instead.",
+        ),
+        (
+            {"max_tokens": True},
+            "Invalid type for 'max_tokens': expected an integer, but got a boolean instead.",
+        ),
+        (
+            {"stream": 1},
+            "Invalid type for 'stream': expected a boolean, but got an integer instead.",
+        ),
+        (
+            {"stop": list("abcde")},
+            "Invalid 'stop': array too long. Expected a length of at most 4.",
+        ),
+        (
+            {"stop": ["a", ""]},
+            "Invalid 'stop[1]': string too short. Expected a length of at least 1.",
+        ),
+        ({"model": None}, "Invalid type for 'model': expected a string, but got null instead."),
+        (
+            {"messages": [{"role": "x" * 200, "content": "Hi"}]},
+            f"Invalid value for 'messages[0].role': '{'x' * 63}.... Supported values are: "
+            "'system', 'developer', 'user' or 'assistant'.",
+        ),
+        ({"temprature": 1}, "Unknown parameter: 'temprature'. Did you mean 'temperature'?"),
+        ({"zzz\ud800": 1}, "Unknown parameter: 'zzz\\ud800'."),
+        (
+            {"stream_options": {"include_usge": True}},
+            "Unknown parameter: 'include_usge'. Did you mean 'include_usage'?",
+        ),
+        (
+            {"stream_options": {"include_usage": True}},
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+        ),
+        (
+            {"max_tokens": 5, "max_completion_tokens": 6},
+            "'max_tokens' and 'max_completion_tokens' are the same limit: give one of them.",
+        ),
+        ({"tools": [{}]}, "'tools' is not supported yet."),
+        (
+            {"temperature": math.nan},
+            "Invalid value for 'temperature': Input should be a finite number.",
+        ),
+    ],
+)
+def test_refusals_name_the_parameter_and_what_is_expected(fields, message):
+    assert refused_chat(**fields).message == message
+
+
+def test_a_missing_parameter_is_named():
+    problem = refusal(ChatCompletionRequest, {"messages": HI})
+    assert problem.message == "Missing required parameter: 'model'."
+
+
+@pytest.mark.parametrize("body", [None, [], "text", b"", 5])
+def test_a_body_that_is_no_object_is_refused(body):
+    assert refusal(ChatCompletionRequest, body).code == "invalid_body"
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "asked"),
+    [
+        ("n", 1, 2),
+        ("n", 1, True),
+        ("logprobs", False, True),
+        ("logprobs", False, 0),
+        ("top_logprobs", 0, 5),
+        ("presence_penalty", 0.0, 0.5),
+        ("frequency_penalty", 0, -1),
+        ("repetition_penalty", 1.0, 1.1),
+        ("logit_bias", {}, {"5": 1}),
+        ("tools", [], [{}]),
+        ("tool_choice", "none", "required"),
+        ("response_format", {"type": "text"}, {"type": "json_object"}),
+        ("min_p", 0, 0.1),
+        ("min_tokens", 0, 1),
+        ("stop_token_ids", [], [1]),
+        ("chat_template_kwargs", {}, {"a": 1}),
+    ],
+)
+def test_what_is_not_supported_yet_is_taken_where_it_changes_nothing(name, neutral, asked):
+    chat(**{name: neutral})
+    chat(**{name: None})
+    problem = refused_chat(**{name: asked})
+    assert (problem.param, problem.code) == (name, "unsupported_parameter")
+    assert problem.message == f"'{name}' is not supported yet."
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "asked"),
+    [("best_of", 1, 2), ("echo", False, True), ("suffix", "", "x"), ("logprobs", None, 0)],
+)
+def test_what_completions_do_not_support_yet(name, neutral, asked):
+    completion(**{name: neutral})
+    assert refused_completion(**{name: asked}).param == name
+
+
+def test_what_changes_no_answer_is_ignored():
+    chat(user="me", metadata={"a": "b"}, store=True, service_tier="auto", parallel_tool_calls=True)
+
+
+def test_either_limit_is_taken():
+    assert chat(max_completion_tokens=5).max_tokens == 5
+    assert chat(max_tokens=5, max_completion_tokens=5).max_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("stop", "stops"), [(None, []), ([], []), ("a", ["a"]), (["a", "b"], ["a", "b"])]
+)
+def test_stops(stop, stops):
+    assert chat(stop=stop).stops == stops
