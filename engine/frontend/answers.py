@@ -36,13 +36,13 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: None = None
 
 
-class ChatCompletion(msgspec.Struct, frozen=True):
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     id: str
+    object: str = "chat.completion"
     created: int
     model: str
     choices: tuple[ChatChoice, ...]
     usage: Usage
-    object: str = "chat.completion"
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,12 +57,12 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     logprobs: None = None
 
 
-class ChatChunk(msgspec.Struct, frozen=True):
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     id: str
+    object: str = "chat.completion.chunk"
     created: int
     model: str
     choices: tuple[ChatChunkChoice, ...]
-    object: str = "chat.completion.chunk"
     usage: Usage | None | UnsetType = UNSET
 
 
@@ -73,14 +73,14 @@ class TextChoice(msgspec.Struct, frozen=True):
     logprobs: None = None
 
 
-class TextCompletion(msgspec.Struct, frozen=True):
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """Whole, or a chunk: OpenAI gives both the same form."""
 
     id: str
+    object: str = "text_completion"
     created: int
     model: str
     choices: tuple[TextChoice, ...]
-    object: str = "text_completion"
     usage: Usage | None | UnsetType = UNSET
 
 
@@ -122,17 +122,26 @@ class ChatWriter:
         return self._choice(Delta(), finish_reason)
 
     def usage(self, usage: Usage) -> bytes:
-        return event(ChatChunk(self._id, self._created, self._model, (), usage=usage))
+        return self._chunk((), usage)
 
     def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
         choice = ChatChoice(0, ChatMessage("assistant", text), finish_reason)
-        answer = ChatCompletion(self._id, self._created, self._model, (choice,), usage)
+        answer = ChatCompletion(
+            id=self._id, created=self._created, model=self._model, choices=(choice,), usage=usage
+        )
         return _ENCODER.encode(answer)
 
     def _choice(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
-        choices = (ChatChunkChoice(0, delta, finish_reason),)
-        chunk = ChatChunk(self._id, self._created, self._model, choices, usage=self._no_usage)
-        return event(chunk)
+        return self._chunk((ChatChunkChoice(0, delta, finish_reason),), self._no_usage)
+
+    def _chunk(
+        self, choices: tuple[ChatChunkChoice, ...], usage: Usage | None | UnsetType
+    ) -> bytes:
+        return event(
+            ChatChunk(
+                id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+            )
+        )
 
 
 class TextWriter:
@@ -157,17 +166,19 @@ class TextWriter:
         return self._choice("", finish_reason)
 
     def usage(self, usage: Usage) -> bytes:
-        return event(TextCompletion(self._id, self._created, self._model, (), usage=usage))
+        return event(self._completion((), usage))
 
     def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
-        choices = (TextChoice(0, text, finish_reason),)
-        answer = TextCompletion(self._id, self._created, self._model, choices, usage=usage)
-        return _ENCODER.encode(answer)
+        return _ENCODER.encode(self._completion((TextChoice(0, text, finish_reason),), usage))
 
     def _choice(self, text: str, finish_reason: FinishReason | None = None) -> bytes:
-        choices = (TextChoice(0, text, finish_reason),)
-        return event(
-            TextCompletion(self._id, self._created, self._model, choices, usage=self._no_usage)
+        return event(self._completion((TextChoice(0, text, finish_reason),), self._no_usage))
+
+    def _completion(
+        self, choices: tuple[TextChoice, ...], usage: Usage | None | UnsetType
+    ) -> TextCompletion:
+        return TextCompletion(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
 
 

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
+from engine import __version__
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
 from engine.frontend.completion import AnswerStream, Completion, whole_answer
-from engine.frontend.detokenizer import Detokenizer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import NotFound
@@ -23,10 +23,10 @@ from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
 
 
-def make_app(front_end: FrontEnd, tokenizer: Tokenizer, version: str) -> ASGIApp:
+def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
     """The application that a front end serves."""
     app = FastAPI(
-        title="Flotilla", version=version, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="Flotilla", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     answer_errors_as_openai(app)
     api = Api(front_end, tokenizer, app)
@@ -64,7 +64,7 @@ class Api:
         self._check_model(body.model)
         prompt = await self._tokenizer.encode_chat([each.for_template() for each in body.messages])
         writer = ChatWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompt, self._tokenizer.detokenizer(), writer)
+        return await self._answer(body, request, prompt, writer)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Continues a text or a list of token ids."""
@@ -72,8 +72,7 @@ class Api:
         asked = body.text_or_token_ids
         prompt = await self._tokenizer.encode_text(asked) if isinstance(asked, str) else asked
         writer = TextWriter(self._settings.model_name, body.includes_usage)
-        reader = self._tokenizer.detokenizer(prompt)
-        return await self._answer(body, request, prompt, reader, writer)
+        return await self._answer(body, request, prompt, writer)
 
     async def models(self) -> Response:
         """The served model."""
@@ -102,7 +101,7 @@ class Api:
 
     async def version(self) -> Response:
         """The version of Flotilla."""
-        return _json({"version": self._app.version})
+        return _json({"version": __version__})
 
     async def docs(self) -> Response:
         """These lines as a page."""
@@ -113,12 +112,13 @@ class Api:
         body: ChatCompletionRequest | CompletionRequest,
         request: Request,
         prompt_token_ids: list[int],
-        reader: Detokenizer,
         writer: Writer,
     ) -> Response:
         sampling = sampling_params(body, prompt_token_ids, self._settings)
-        generation = self._front_end.client.submit(prompt_token_ids, sampling)
+        continued = prompt_token_ids if isinstance(body, CompletionRequest) else ()
+        reader = self._tokenizer.detokenizer(continued)
         transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)
+        generation = self._front_end.client.submit(prompt_token_ids, sampling)
         completion = Completion(REQUEST_ID.get(), generation, transcript, len(prompt_token_ids))
         if body.stream:
             return AnswerStream(completion, writer, body.includes_usage)

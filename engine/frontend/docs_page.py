@@ -66,7 +66,9 @@ def _type_of(schema: dict[str, Any]) -> str:
 
 
 def _bound(limit: float | None) -> str:
-    return "" if limit is None else f"{limit:g}"
+    if limit is None:
+        return ""
+    return str(int(limit)) if limit == int(limit) else str(limit)
 
 
 def _example(method: str, path: str, model: str) -> str:

@@ -57,7 +57,7 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
             allowed = (problem.headers or {}).get("Allow", "")
             error = MethodNotAllowed(f"Method not allowed: {call}. Allowed: {allowed}.", allowed)
         case status:
-            error = InvalidRequest(f"{problem.detail}.")
+            error = InvalidRequest(f"{problem.detail}.", code="invalid_body")
             error.status = status
     return error_response(error)
 

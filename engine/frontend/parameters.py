@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 IGNORED = "Accepted and ignored."
 NOT_YET = "Not supported yet."
+_MAX_QUOTED = 64
+"""Characters of an unknown name that a message repeats."""
 
 
 class RequestModel(BaseModel):
@@ -23,13 +25,13 @@ class RequestModel(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    _neutral: ClassVar[dict[str, list[Any]]] = {}
+    neutral_values: ClassVar[dict[str, list[Any]]] = {}
     """Values at which a parameter that is not supported yet is taken."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        cls._neutral = {
+        cls.neutral_values = {
             name: extra["enum"]  # type: ignore[misc]
             for name, extra in extras.items()
             if isinstance(extra, dict) and "enum" in extra
@@ -42,8 +44,8 @@ class RequestModel(BaseModel):
             return data
         for name in sorted(data.keys() - cls.model_fields.keys()):
             raise _unknown(name, list(cls.model_fields))
-        for name in sorted(data.keys() & cls._neutral.keys()):
-            if not _is_one_of(data[name], cls._neutral[name]):
+        for name in sorted(data.keys() & cls.neutral_values.keys()):
+            if not _is_one_of(data[name], cls.neutral_values[name]):
                 raise fault("unsupported_parameter", f"'{name}' is not supported yet.", name)
         return data
 
@@ -76,15 +78,16 @@ def _check_unicode(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_check_unicode)]
-"""Text that can be encoded: JSON lets halves of characters through."""
-SomeText = Annotated[str, Field(min_length=1), AfterValidator(_check_unicode)]
+Unicode = AfterValidator(_check_unicode)
+"""Marks text that can be encoded: JSON lets halves of characters through."""
+Text = Annotated[str, Unicode]
 
 
 def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:
+    name = name[:_MAX_QUOTED]
     closest = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean '{closest[0]}'?" if closest else ""
-    printable = ascii(name[:64])
+    printable = ascii(name)
     return fault("unknown_parameter", f"Unknown parameter: {printable}.{hint}", printable[1:-1])
 
 

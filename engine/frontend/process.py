@@ -1,17 +1,18 @@
 """The front-end process, in the order of its life."""
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import uvloop
 import zmq
 
-from engine import transport
+from engine import __version__, transport
 from engine.config import ModelOptions, ProcessSpec, Settings
 from engine.errors import EngineError
 from engine.frontend.client import EngineClient
@@ -46,14 +47,15 @@ def run(
     name = f"{process.name}.{os.getpid()}"
     requests_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.requests")
     outputs_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.outputs")
-    with zmq.Context() as context:
-        requests, requests_endpoint = transport.bind(context, zmq.ROUTER, requests_endpoint)
-        outputs, outputs_endpoint = transport.bind(context, zmq.PULL, outputs_endpoint)
+    with (
+        zmq.Context() as context,
+        _bound(context, zmq.ROUTER, requests_endpoint) as (requests, requests_endpoint),
+        _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
+    ):
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
-        with requests, outputs:
-            client = EngineClient(requests, outputs, settings.balancer.policy)
-            register = _register(process, incarnation, endpoints)
-            uvloop.run(_live(settings, coordinator_endpoint, register, client, lifeline, sockets))
+        client = EngineClient(requests, outputs, settings.balancer.policy)
+        register = _register(process, incarnation, endpoints)
+        uvloop.run(_live(settings, coordinator_endpoint, register, client, lifeline, sockets))
 
 
 async def _live(
@@ -68,11 +70,11 @@ async def _live(
     front_end = FrontEnd(settings, coordinator_endpoint, register, client)
     front_end.link.start()
     lifeline.watch(
-        lambda: front_end.end_from_thread("it is told to"),
+        lambda: front_end.end_from_thread("told by the launcher"),
         grace_s=settings.health.stop_s * GRACE,
     )
     try:
-        await _serve(front_end, register.versions["flotilla"], sockets)
+        await _serve(front_end, sockets)
     finally:
         client.close()
         front_end.link.close()
@@ -80,7 +82,7 @@ async def _live(
         raise EngineError(front_end.failure)
 
 
-async def _serve(front_end: FrontEnd, version: str, sockets: Sequence[socket.socket]) -> None:
+async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
     # Imported when the process has registered: it takes a second.
     from engine.frontend.app import make_app
     from engine.frontend.server import Server
@@ -89,7 +91,7 @@ async def _serve(front_end: FrontEnd, version: str, sockets: Sequence[socket.soc
     link.enter_phase(Phase.loading_tokenizer)
     tokenizer = await asyncio.to_thread(_load_tokenizer, settings.model)
     server = Server(
-        make_app(front_end, tokenizer, version),
+        make_app(front_end, tokenizer),
         keep_alive_s=settings.frontend.keep_alive_s,
         stop_s=settings.health.stop_s * GRACE / 2,
         on_started=lambda: link.enter_phase(Phase.ready),
@@ -104,6 +106,20 @@ def _load_tokenizer(model: ModelOptions) -> Tokenizer:
     return Tokenizer(model_directory(model, lambda line: logger.info("%s", line)))
 
 
+@contextmanager
+def _bound(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str
+) -> Iterator[tuple[zmq.Socket[bytes], str]]:
+    """A bound socket and its endpoint, of which nothing is left behind."""
+    bound, endpoint = transport.bind(context, kind, endpoint)
+    try:
+        yield bound, endpoint
+    finally:
+        bound.close()
+        if endpoint.startswith("ipc://"):  # libzmq leaves the file
+            Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+
+
 def _register(process: ProcessSpec, incarnation: int, endpoints: dict[str, str]) -> Register:
     return Register(
         name=process.name,
@@ -115,15 +131,8 @@ def _register(process: ProcessSpec, incarnation: int, endpoints: dict[str, str])
         devices=[],
         endpoints=endpoints,
         versions={
-            "flotilla": _version(),
+            "flotilla": __version__,
             "python": platform.python_version(),
             "pyzmq": zmq.pyzmq_version(),
         },
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("flotilla")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+not.installed"  # run from a checkout

@@ -26,6 +26,7 @@ _LIMITS = {
 _LENGTHS = {
     "too_short": ("array_below_min_length", "array too short", "min_length"),
     "too_long": ("array_above_max_length", "array too long", "max_length"),
+    "string_too_long": ("string_above_max_length", "string too long", "max_length"),
     "string_too_short": ("string_below_min_length", "string too short", "min_length"),
 }
 

@@ -4,10 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from engine.frontend.parameters import RequestModel, SomeText, Text, fault, ignored, not_yet
+from engine.frontend.parameters import RequestModel, Text, Unicode, fault, ignored, not_yet
 
 MAX_STOPS = 4
 """OpenAI's limit."""
+MAX_STOP_CHARS = 1024
+"""Bounds the search for stop strings, which is done anew at each token."""
 
 
 def _shape_of(value: Any) -> str:
@@ -23,7 +25,8 @@ def _shape_of(value: Any) -> str:
             return "(list)"
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS), Unicode]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 class TextPart(RequestModel):
@@ -36,7 +39,8 @@ class ChatMessage(RequestModel):
     """`developer` is another name for `system`."""
     content: (
         Annotated[
-            Annotated[Text, Tag("(text)")] | Annotated[list[TextPart], Tag("(list)")],
+            Annotated[Text, Tag("(text)")]
+            | Annotated[list[TextPart], Field(fail_fast=True), Tag("(list)")],
             Discriminator(_shape_of),
         ]
         | None
@@ -92,8 +96,8 @@ class _Request(RequestModel):
     """The same seed gives the same text. Default: a new one for each request."""
     stop: (
         Annotated[
-            Annotated[SomeText, Tag("(text)")]
-            | Annotated[list[SomeText], Field(max_length=MAX_STOPS), Tag("(list)")],
+            Annotated[StopText, Tag("(text)")]
+            | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("(list)")],
             Discriminator(_shape_of),
         ]
         | None
@@ -144,7 +148,7 @@ class _Request(RequestModel):
 class ChatCompletionRequest(_Request):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
 
@@ -186,7 +190,7 @@ def _only_one(prompts: list[Any]) -> Any:
     return prompts[0]
 
 
-OnePrompt = AfterValidator(_only_one)
+_ONE = (Field(min_length=1, fail_fast=True), AfterValidator(_only_one))
 
 
 class CompletionRequest(_Request):
@@ -195,8 +199,8 @@ class CompletionRequest(_Request):
     prompt: Annotated[
         Annotated[Text, Tag("(text)")]
         | Annotated[TokenIds, Tag("(token ids)")]
-        | Annotated[list[Text], Field(min_length=1), OnePrompt, Tag("(list)")]
-        | Annotated[list[TokenIds], OnePrompt, Tag("(token id lists)")],
+        | Annotated[list[Text], *_ONE, Tag("(list)")]
+        | Annotated[list[TokenIds], *_ONE, Tag("(token id lists)")],
         Discriminator(_shape_of),
     ]
     """Text or token ids; a list of one of them too."""
@@ -208,4 +212,4 @@ class CompletionRequest(_Request):
 
     @property
     def text_or_token_ids(self) -> str | list[int]:
-        return self.prompt  # type: ignore[return-value]  # `OnePrompt` has unpacked lists of one
+        return self.prompt  # type: ignore[return-value]  # lists of one are unpacked

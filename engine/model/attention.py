@@ -32,11 +32,10 @@ class PagedCache:
         self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
         self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
 
-    def write(self, keys: torch.Tensor, values: torch.Tensor, step: "AttentionStep") -> None:
-        """Stores new keys and values, [tokens, H, D] each."""
-        head_dim = keys.shape[-1]
-        self._rows.index_copy_(0, step.key_rows, keys.reshape(-1, head_dim))
-        self._rows.index_copy_(0, step.value_rows, values.reshape(-1, head_dim))
+    def write(self, keys_values: torch.Tensor, step: "AttentionStep") -> None:
+        """Stores new keys and values, [tokens, 2*H, D], keys first."""
+        rows = keys_values.reshape(-1, keys_values.shape[-1])
+        self._rows.index_copy_(0, step.cache_rows, rows)
 
     def gather(self, group: "_GroupStep") -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a group's contexts, [H*N, L, D] each."""
@@ -65,8 +64,8 @@ class _GroupStep:
 class AttentionStep:
     """What all layers share in one step."""
 
-    key_rows: torch.Tensor
-    value_rows: torch.Tensor
+    cache_rows: torch.Tensor
+    """[tokens*2*H] rows of the cache that new keys and values go to."""
     groups: list[_GroupStep]
 
 
@@ -91,12 +90,10 @@ class PagedAttention:
     def begin_step(self, layout: Layout) -> AttentionStep:
         """Indices and masks of a step, made once for all layers."""
         num_slots = self.num_blocks * self.block_size
-        heads = torch.arange(self.num_kv_heads)
-        key_rows = (torch.from_numpy(layout.slots)[:, None] + heads * num_slots).flatten()
-        value_rows = key_rows + self.num_kv_heads * num_slots
+        heads = torch.arange(2 * self.num_kv_heads)
+        cache_rows = torch.from_numpy(layout.slots)[:, None] + heads * num_slots
         return AttentionStep(
-            key_rows=key_rows.to(self.device),
-            value_rows=value_rows.to(self.device),
+            cache_rows=cache_rows.flatten().to(self.device),
             groups=[self._begin_group(group) for group in layout.groups],
         )
 
@@ -123,17 +120,16 @@ class PagedAttention:
     def __call__(
         self,
         queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        keys_values: torch.Tensor,
         cache: PagedCache,
         step: AttentionStep,
     ) -> torch.Tensor:
-        """Stores keys and values [tokens, H, D], attends with queries [tokens, H*G, D].
+        """Stores keys and values [tokens, 2*H, D], attends with queries [tokens, H*G, D].
 
         Returns:
             [tokens, H*G*D].
         """
-        cache.write(keys, values, step)
+        cache.write(keys_values, step)
         parts = [self._attend(queries[g.begin : g.end], cache, g) for g in step.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -88,15 +88,10 @@ class _Layer:
         facts = self._facts
         qkv = self._qkv(_rms_norm(x, self._input_norm, facts.rms_norm_eps))
         heads = qkv.view(x.shape[0], -1, facts.head_dim)
-        num_rotated = facts.num_attention_heads + facts.num_key_value_heads
-        rotated = _rotate(heads[:, :num_rotated], *rotation)
-        attended = self._attention(
-            rotated[:, : facts.num_attention_heads],
-            rotated[:, facts.num_attention_heads :],
-            heads[:, num_rotated:],
-            cache,
-            step,
-        )
+        _rotate_(heads[:, : facts.num_attention_heads + facts.num_key_value_heads], *rotation)
+        queries = heads[:, : facts.num_attention_heads]
+        keys_values = heads[:, facts.num_attention_heads :]
+        attended = self._attention(queries, keys_values, cache, step)
         x = self._out(attended, x)
         gate_up = self._gate_up(_rms_norm(x, self._post_norm, facts.rms_norm_eps))
         gate, up = gate_up.chunk(2, dim=-1)
@@ -107,12 +102,12 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [T, heads, D]; `sin` carries the sign that the swapped halves need.
+def _rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotary embedding of [T, heads, D] in place; `sin` carries the sign of the swapped halves.
 
     Source: RoFormer (arXiv 2104.09864), in the half-split order of Llama checkpoints.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin, out=x)
 
 
 def _rotary_tables(

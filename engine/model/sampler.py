@@ -24,10 +24,11 @@ def sample(logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]) -
     """
     random_rows = [row for row, (params, _) in enumerate(wanted) if params.temperature > 0]
     if not random_rows:
-        return logits.argmax(dim=-1).tolist()
-    tokens = torch.empty(len(wanted), dtype=torch.int64, device=logits.device)
+        return _best(logits).tolist()
     if len(random_rows) < len(wanted):
-        torch.argmax(logits, dim=-1, out=tokens)
+        tokens = _best(logits)
+    else:
+        tokens = torch.empty(len(wanted), dtype=torch.int64, device=logits.device)
     rows = torch.tensor(random_rows, device=logits.device)
     chosen = _sample_random(
         logits.index_select(0, rows).float(), [wanted[row] for row in random_rows]
@@ -50,6 +51,11 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
+
+
+def _best(logits: torch.Tensor) -> torch.Tensor:
+    """[rows, V] to [rows]; `max` was seen to take a quarter of `argmax`'s time in bfloat16."""
+    return logits.max(dim=-1).indices
 
 
 def _sample_random(

@@ -3,8 +3,9 @@
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,13 @@ class RunningFrontEnd:
 
     def wait_until_ready(self) -> None:
         """Waits until every rank takes requests."""
-        deadline = threading.Event()
-        timer = threading.Timer(DEADLINE_S, deadline.set)
-        timer.start()
-        try:
-            while self.http.get("/ready").status_code != 200:
-                assert not deadline.is_set(), self.http.get("/ready").text
-        finally:
-            timer.cancel()
+        self.wait_for_readiness(lambda body: body["ready"])
+
+    def wait_for_readiness(self, found: Callable[[dict[str, Any]], bool]) -> None:
+        """Asks /ready until the body is as it should be."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not found(body := self.http.get("/ready").json()):
+            assert time.monotonic() < deadline_s, body
 
     def _run(self) -> None:
         spec = ProcessSpec(name="frontend-0", role=Role.frontend, node="head")
@@ -107,11 +107,22 @@ def tokenizer(model_directory: Path) -> Tokenizer:
 
 
 @contextmanager
-def started(model_directory: Path, dp: int = 1, **changes: Any) -> Iterator[RunningFrontEnd]:
-    health = HealthOptions(silence_s=DEADLINE_S, stop_s=10.0)
-    settings = make_settings(model_directory, dp=dp, health=health, **changes)
+def started(
+    model_directory: Path,
+    dp: int = 1,
+    silence_s: float = DEADLINE_S,
+    prepare: Callable[[FakeDeployment], None] = lambda deployment: None,
+) -> Iterator[RunningFrontEnd]:
+    """A front end that serves, in a deployment of ready ranks.
+
+    Args:
+        prepare: Changes the deployment before the front end starts.
+    """
+    health = HealthOptions(silence_s=silence_s, stop_s=10.0)
+    settings = make_settings(model_directory, dp=dp, health=health)
     with tempfile.TemporaryDirectory(prefix="flotilla-") as directory:  # short, for ipc paths
         deployment = FakeDeployment(Path(directory), dp)
+        prepare(deployment)
         with deployment, RunningFrontEnd(settings, deployment, Path(directory)) as front_end:
             yield front_end
 
@@ -122,8 +133,6 @@ Start = Callable[..., RunningFrontEnd]
 @pytest.fixture
 def start(model_directory: Path) -> Iterator[Start]:
     """Starts a front end of the test's own, ended after the test."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(started(model_directory, **options))
 

@@ -213,7 +213,7 @@ class FakeDeployment:
         engines = [engine for engine in self.engines.values() if engine.requests is not None]
         for source in (self._wake, self._inbox, self._members, *(e.requests for e in engines)):
             poller.register(source, zmq.POLLIN)
-        ready = dict(poller.poll(DEADLINE_S * 1000))
+        ready = dict(poller.poll())
         if self._wake in ready:
             os.eventfd_read(self._wake)
             while not self._calls.empty():

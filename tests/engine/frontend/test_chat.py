@@ -186,12 +186,12 @@ def test_a_stop_string_aborts_the_request_in_the_engine(start: Start):
     deployment = front_end.deployment
     deployment.answer = None
     with front_end.http.stream(
-        "POST", PATH, json={"model": "test", "messages": HI, "stream": True, "stop": ["lo"]}
+        "POST", PATH, json={"model": "test", "messages": HI, "stream": True, "stop": [" stop"]}
     ) as response:
         rank, request = deployment.wait_for_request()
-        deployment.output(rank, request.request_id, b"Hel")
-        deployment.output(rank, request.request_id, b"lo w")
-        assert text_of(events(response.iter_lines())) == "Hel"
+        deployment.output(rank, request.request_id, b"one")
+        deployment.output(rank, request.request_id, b" stop it")
+        assert text_of(events(response.iter_lines())) == "one"
     assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
 
 
@@ -229,7 +229,7 @@ def test_refused_parameters(shared: RunningFrontEnd):
     assert caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.BadRequestError, match="Did you mean 'temperature'"):
         shared.openai.chat.completions.create(
-            model="test", messages=HI, extra_body={"temprature": 1}
+            model="test", messages=HI, extra_body={"temperatures": 1}
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -52,10 +53,9 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
 def test_a_template_renders_as_in_transformers(source: str):
-    (expected,), _ = render_jinja_template(
-        [MESSAGES], chat_template=source, add_generation_prompt=True, **SPECIAL
-    )
-    assert ChatTemplate(source, SPECIAL).render(MESSAGES) == expected
+    options: dict[str, Any] = {"add_generation_prompt": True, **SPECIAL}
+    rendered: Any = render_jinja_template([MESSAGES], chat_template=source, **options)
+    assert ChatTemplate(source, SPECIAL).render(MESSAGES) == rendered[0][0]
 
 
 def test_what_a_template_refuses_is_the_clients_fault():
@@ -69,7 +69,7 @@ def test_what_a_template_refuses_is_the_clients_fault():
     "source",
     [
         "{{ messages.__class__.__mro__ }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__.os }}",
         "{% set _ = messages.append(1) %}",
     ],
 )

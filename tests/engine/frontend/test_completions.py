@@ -47,7 +47,7 @@ def test_a_stream(shared: RunningFrontEnd):
     )
     *deltas, last, usage = chunks
     assert "".join(chunk.choices[0].text for chunk in deltas) == "Hello world"
-    assert all(chunk.choices[0].finish_reason is None for chunk in deltas)  # type: ignore[comparison-overlap]
+    assert all(chunk.choices[0].finish_reason is None for chunk in deltas)
     assert (last.choices[0].text, last.choices[0].finish_reason) == ("", "stop")
     assert usage.choices == []
     assert usage.usage is not None

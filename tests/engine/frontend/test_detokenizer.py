@@ -44,7 +44,15 @@ def word_level_with_bytes() -> tokenizers.Tokenizer:
 
 BYTES = byte_level()
 WORDS = word_level_with_bytes()
-END = BYTES.token_to_id("<|end|>")
+
+
+def id_of(tokenizer: tokenizers.Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None
+    return number
+
+
+END = id_of(BYTES, "<|end|>")
 
 
 def read(detokenizer: Detokenizer, token_ids: list[int]) -> list[str]:
@@ -93,8 +101,8 @@ def test_special_tokens_have_no_text_and_break_none():
 
 
 def test_text_that_continues_a_prompt_keeps_its_space():
-    prompt = [WORDS.token_to_id(word) for word in ("▁the", "▁", "cap", "ital")]
-    answer = [WORDS.token_to_id(word) for word in ("▁of", "▁the")]
+    prompt = [id_of(WORDS, word) for word in ("▁the", "▁", "cap", "ital")]
+    answer = [id_of(WORDS, word) for word in ("▁of", "▁the")]
     assert read(Detokenizer(WORDS, frozenset(), prompt), answer) == [" of", " the", ""]
     assert read(Detokenizer(WORDS, frozenset()), answer) == ["of", " the", ""]
 
@@ -120,4 +128,4 @@ def _fallback(word: str) -> list[int]:
     known = WORDS.token_to_id(word.replace(" ", "▁"))
     if known is not None:
         return [known]
-    return [WORDS.token_to_id(f"<0x{byte:02X}>") for byte in word.encode()]
+    return [id_of(WORDS, f"<0x{byte:02X}>") for byte in word.encode()]

@@ -5,18 +5,25 @@ from engine.protocol import DeploymentState, Member, Membership, Phase, ProcessS
 READY = ProcessState.ready
 
 
-def member(rank: int, state: ProcessState = READY, **fields) -> Member:
-    defaults = {"incarnation": 0, "phase": Phase.ready}
+def member(
+    rank: int,
+    state: ProcessState = READY,
+    incarnation: int = 0,
+    phase: Phase = Phase.ready,
+    reason: str = "",
+) -> Member:
     return Member(
         name=f"engine-{rank}",
         role=Role.engine,
         rank=rank,
+        incarnation=incarnation,
         node="head",
         pid=1,
         devices=[],
         state=state,
+        phase=phase,
         since_s=0.0,
-        **(defaults | fields),
+        reason=reason,
     )
 
 

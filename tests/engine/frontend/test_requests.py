@@ -178,6 +178,10 @@ def test_messages_that_are_refused(messages, param, code):
             "Invalid 'stop': array too long. Expected a length of at most 4.",
         ),
         (
+            {"stop": "a" * 1025},
+            "Invalid 'stop': string too long. Expected a length of at most 1024.",
+        ),
+        (
             {"stop": ["a", ""]},
             "Invalid 'stop[1]': string too short. Expected a length of at least 1.",
         ),
@@ -187,7 +191,7 @@ def test_messages_that_are_refused(messages, param, code):
             f"Invalid value for 'messages[0].role': '{'x' * 63}.... Supported values are: "
             "'system', 'developer', 'user' or 'assistant'.",
         ),
-        ({"temprature": 1}, "Unknown parameter: 'temprature'. Did you mean 'temperature'?"),
+        ({"temperatures": 1}, "Unknown parameter: 'temperatures'. Did you mean 'temperature'?"),
         ({"zzz\ud800": 1}, "Unknown parameter: 'zzz\\ud800'."),
         (
             {"stream_options": {"include_usge": True}},

@@ -30,6 +30,10 @@ def tokens(text: str) -> list[int]:
     return [ord(letter) - 96 for letter in text]
 
 
+def end_of(transcript: Transcript) -> tuple[FinishReason | None, int]:
+    return transcript.finish_reason, transcript.num_tokens
+
+
 @pytest.fixture
 def transcript() -> Transcript:
     return Transcript(Letters(), stops=["stop"], end_token_ids=(END,))
@@ -39,12 +43,12 @@ def test_the_engine_ends_it_at_its_limit(transcript: Transcript):
     assert transcript.add(tokens("ab"), None) == "ab"
     assert transcript.finish_reason is None
     assert transcript.add(tokens("c"), LENGTH) == "c"
-    assert (transcript.finish_reason, transcript.num_tokens) == (LENGTH, 3)
+    assert end_of(transcript) == (LENGTH, 3)
 
 
 def test_the_token_that_ends_the_text_counts_but_is_no_text(transcript: Transcript):
     assert transcript.add([*tokens("ab"), END], STOP) == "ab"
-    assert (transcript.finish_reason, transcript.num_tokens) == (STOP, 3)
+    assert end_of(transcript) == (STOP, 3)
 
 
 def test_an_end_token_is_text_where_the_engine_goes_on(transcript: Transcript):
@@ -54,7 +58,7 @@ def test_an_end_token_is_text_where_the_engine_goes_on(transcript: Transcript):
 def test_tokens_after_a_stop_string_are_neither_sent_nor_counted(transcript: Transcript):
     assert transcript.add(tokens("xsto"), None) == "x"
     assert transcript.add(tokens("pyy"), LENGTH) == ""
-    assert (transcript.finish_reason, transcript.num_tokens) == (STOP, 5)
+    assert end_of(transcript) == (STOP, 5)
 
 
 def test_text_held_back_for_a_stop_string_comes_at_the_end(transcript: Transcript):
@@ -76,7 +80,7 @@ def test_a_stop_string_in_what_is_flushed_counts():
 
 def test_a_last_message_without_tokens_ends_it(transcript: Transcript):
     assert transcript.add([], STOP) == ""
-    assert (transcript.finish_reason, transcript.num_tokens) == (STOP, 0)
+    assert end_of(transcript) == (STOP, 0)
 
 
 @given(st.text(alphabet="stopx", max_size=20), st.data())
