@@ -85,8 +85,8 @@ class EngineOptions:
     """auto: GPUs if the cluster has any."""
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
-    seed: int = option(0, ge=0)
-    """Seed from which the front end derives the seeds of requests that bring none."""
+    seed: int | None = option(None, ge=0)
+    """From which a front end draws seeds for the requests that bring none; null: at random."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class Settings:
     facts: ModelFacts
     dtype: DType
     device: Device
-    seed: int
+    seed: int | None
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -52,7 +53,7 @@ class CoordinatorLink:
     ) -> None:
         self._endpoint = endpoint
         self._hello = hello
-        self._heartbeat_ms = max(1, round(heartbeat_s * 1000))
+        self._heartbeat_s = heartbeat_s
         self._on_membership = on_membership
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -118,10 +119,12 @@ class CoordinatorLink:
         self, poller: zmq.Poller, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]
     ) -> None:
         transport.send(dealer, self._hello)
+        next_beat = time.monotonic()
         while True:
-            ready = dict(poller.poll(self._heartbeat_ms))
-            if not ready:
+            if time.monotonic() >= next_beat:
                 self._send_heartbeat(dealer)
+                next_beat = time.monotonic() + self._heartbeat_s
+            ready = dict(poller.poll(1000 * max(0.0, next_beat - time.monotonic())))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
                 if not self._send_outbox(dealer):

@@ -51,6 +51,7 @@ class Phase(Enum):
 
     importing = "importing"
     loading_tokenizer = "loading tokenizer"
+    connecting = "connecting to engines"
     loading_weights = "loading weights"
     allocating_cache = "allocating cache"
     warming_up = "warming up"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from engine.config import ProcessSpec
+from engine.config import ProcessSpec, Role
 from engine.protocol import (
     DeploymentState,
     Heartbeat,
@@ -160,7 +160,8 @@ class Registry:
     def _complaint(self, process: _Process, now: float) -> str:
         if now - process.heard > self.silence_s:
             return f"silent for {now - process.heard:.1f} s"
-        if now - process.progressed > self.silence_s:
+        must_step = process.hello.role is Role.engine
+        if must_step and now - process.progressed > self.silence_s:
             return f"has work but made no step for {now - process.progressed:.1f} s"
         return ""
 

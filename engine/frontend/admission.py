@@ -14,10 +14,12 @@ class Admission:
 
     Args:
         on_idle: Called when draining and nobody is inside.
+        on_count: Called with their number whenever it changes.
     """
 
-    def __init__(self, on_idle: Callable[[], None]) -> None:
+    def __init__(self, on_idle: Callable[[], None], on_count: Callable[[int], None]) -> None:
         self._on_idle = on_idle
+        self._on_count = on_count
         self._is_draining = False
         self.num_inside = 0
 
@@ -31,10 +33,12 @@ class Admission:
         if self._is_draining:
             raise Draining("This server is about to end.", code="draining")
         self.num_inside += 1
+        self._on_count(self.num_inside)
         try:
             yield
         finally:
             self.num_inside -= 1
+            self._on_count(self.num_inside)
             self._tell_if_idle()
 
     def drain(self) -> None:

@@ -17,7 +17,7 @@ from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import NotFound
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
-from engine.frontend.limits import sampling_params
+from engine.frontend.limits import sampling_params, seed_source
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
 from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
@@ -58,6 +58,7 @@ class Api:
         self._tokenizer = tokenizer
         self._app = app
         self._start_s = int(time.time())
+        self._seeds = seed_source(self._settings.seed)
 
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
@@ -114,7 +115,7 @@ class Api:
         prompt_token_ids: list[int],
         writer: Writer,
     ) -> Response:
-        sampling = sampling_params(body, prompt_token_ids, self._settings)
+        sampling = sampling_params(body, prompt_token_ids, self._settings, self._seeds)
         continued = prompt_token_ids if isinstance(body, CompletionRequest) else ()
         reader = self._tokenizer.detokenizer(continued)
         transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)

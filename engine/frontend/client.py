@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -50,8 +50,13 @@ class EngineClient:
         self._last_rank = -1
         self._greetings: dict[Engine, asyncio.TimerHandle] = {}
 
-    def start(self) -> None:
-        """Listens to the engines, in the running loop."""
+    def start(self, on_reached: Callable[[], None]) -> None:
+        """Listens to the engines, in the running loop.
+
+        Args:
+            on_reached: Called when an engine can be sent requests.
+        """
+        self._on_reached = on_reached
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._outputs.fileno(), self._receive)
         self._receive()  # the descriptor tells only of what comes from now on
@@ -140,6 +145,8 @@ class EngineClient:
             timer = self._loop.call_later(GREETING_INTERVAL_S, self._greet, engine)
             self._greetings[engine] = timer
             return False
-        engine.is_reachable = True
         engine.next_sequence += 1
+        if not engine.is_reachable:
+            engine.is_reachable = True
+            self._on_reached()
         return True

@@ -15,6 +15,7 @@ from engine.protocol import (
     Drained,
     Member,
     Membership,
+    Phase,
     PlanAnswer,
     ProcessState,
     Register,
@@ -41,24 +42,34 @@ class FrontEnd:
     ) -> None:
         self.settings = settings
         self.client = client
-        self.admission = Admission(self._report_drained)
+        self.admission = Admission(self._report_drained, self._report_count)
         self.ended = asyncio.Event()
         self.failure = ""
         self._register = register
         self._loop = asyncio.get_running_loop()
         self._membership: Membership | None = None
         self._was_ready = False
+        self._is_listening = False
         self.link = CoordinatorLink(
             coordinator_endpoint, register, settings.health.heartbeat_s, self._on_membership
         )
 
+    def start_listening(self) -> None:
+        """The HTTP server takes requests from now on."""
+        self._is_listening = True
+        self.link.enter_phase(Phase.connecting)
+        self.note_readiness()
+
     def readiness(self) -> Readiness:
         """Whether requests can be answered now."""
-        now = readiness(
-            self._membership, self.settings.dp, self.client.connected_ranks, self._was_ready
-        )
-        self._was_ready = self._was_ready or now.ready
-        return now
+        connected = self.client.connected_ranks
+        return readiness(self._membership, self.settings.dp, connected, self._was_ready)
+
+    def note_readiness(self) -> None:
+        """Tells the coordinator when requests can be answered for the first time."""
+        if self._is_listening and not self._was_ready and self.readiness().ready:
+            self._was_ready = True
+            self.link.enter_phase(Phase.ready)
 
     async def get_plan(self) -> PlanAnswer:
         """The plan and what became of it.
@@ -103,7 +114,7 @@ class FrontEnd:
             self.end(self.failure)
             return
         self.client.apply(membership.members)
-        self.readiness()
+        self.note_readiness()
         if membership.state is DeploymentState.serving:
             self.admission.open()
         elif own is None or own.state is not ProcessState.drained:
@@ -117,6 +128,9 @@ class FrontEnd:
         incarnation = self._register.incarnation
         is_lost = own.state is ProcessState.lost and own.incarnation == incarnation
         return is_lost or own.incarnation > incarnation
+
+    def _report_count(self, num_requests: int) -> None:
+        self.link.report(num_steps=0, num_requests=num_requests)
 
     def _report_drained(self) -> None:
         self.link.send(Drained(self._register.name, self._register.incarnation))

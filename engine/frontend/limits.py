@@ -1,6 +1,6 @@
 """From a request to what the engine is told: sampling parameters within the model's limits."""
 
-import secrets
+import random
 from collections.abc import Sequence
 
 from engine.config import Settings
@@ -13,12 +13,21 @@ GREEDY_BELOW = 1e-5
 _SEEDS = 2**64
 
 
+def seed_source(seed: int | None) -> random.Random:
+    """Where seeds come from for the requests that bring none: reproducible if a seed is given."""
+    return random.SystemRandom() if seed is None else random.Random(seed)
+
+
 def sampling_params(
     request: ChatCompletionRequest | CompletionRequest,
     prompt_token_ids: Sequence[int],
     settings: Settings,
+    seeds: random.Random,
 ) -> SamplingParams:
     """How the engine shall choose the tokens.
+
+    Args:
+        seeds: Of the front end, for a request that brings no seed.
 
     Raises:
         InvalidRequest: The prompt is empty, has tokens that the model does not know, or leaves
@@ -30,7 +39,7 @@ def sampling_params(
         request.max_tokens, len(prompt_token_ids), settings.max_model_len, param
     )
     temperature = 1.0 if request.temperature is None else request.temperature
-    seed = secrets.randbits(64) if request.seed is None else request.seed
+    seed = seeds.getrandbits(64) if request.seed is None else request.seed
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature if temperature >= GREEDY_BELOW else 0.0,

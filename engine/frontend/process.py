@@ -66,8 +66,8 @@ async def _live(
     lifeline: Lifeline,
     sockets: Sequence[socket.socket],
 ) -> None:
-    client.start()
     front_end = FrontEnd(settings, coordinator_endpoint, register, client)
+    client.start(front_end.note_readiness)
     front_end.link.start()
     lifeline.watch(
         lambda: front_end.end_from_thread("told by the launcher"),
@@ -94,7 +94,7 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
         make_app(front_end, tokenizer),
         keep_alive_s=settings.frontend.keep_alive_s,
         stop_s=settings.health.stop_s * GRACE / 2,
-        on_started=lambda: link.enter_phase(Phase.ready),
+        on_started=front_end.start_listening,
     )
     if not front_end.ended.is_set():
         await server.serve_until(front_end.ended, sockets)

@@ -5,8 +5,10 @@ Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole
 key-value heads, G query heads per key-value head, D head size, S slots (blocks * block size).
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -26,9 +28,7 @@ class PagedCache:
         device: torch.device,
     ) -> None:
         shape = (2, num_kv_heads, num_blocks, block_size, head_dim)
-        # Zeros, since padding is read (and masked): a NaN in it would spread. Untouched pages take
-        # no memory on a CPU.
-        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self._kv = _lazy_zeros(shape, dtype, device)
         self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
         self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
 
@@ -42,6 +42,17 @@ class PagedCache:
         blocks = F.embedding(group.block_rows, self._blocks)
         keys, values = blocks.view(2, group.num_batches, group.context, -1)
         return keys, values
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, since padding is read (and masked): a NaN in it would spread. On a CPU they take
+    memory only where something is written.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes its zeros; numpy has them from the operating system, page by page
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,10 @@ MAX_GROUP_SCORES = 1 << 21
 """Most attention scores per query head of one group: bounds scratch memory and keeps it near the
 caches.
 """
+MAX_GROUP_CONTEXT = 4096
+"""Most tokens of context in one group of several tiles: what is gathered is used while it is still
+in the caches.
+"""
 _CONTEXT_STEP = 1.25
 """Contexts in one group differ by no more than this factor, so that at most a fifth of the gathered
 cache is padding.
@@ -143,6 +147,7 @@ def _fit_together(first: _Tile, last: _Tile, num_tiles: int) -> bool:
         first.length == last.length
         and last.context <= first.context * _CONTEXT_STEP + _CONTEXT_SLACK
         and num_tiles * last.length * last.context <= MAX_GROUP_SCORES
+        and num_tiles * last.context <= MAX_GROUP_CONTEXT
     )
 
 

@@ -20,15 +20,6 @@ from launcher.executors.listening import listen, url
 from launcher.plan import DeploymentPlan
 from launcher.run_directory import RunDirectory
 
-_ENVIRONMENT = {
-    # Freed memory stays with the process: a step's large tensors are the same size every time, and
-    # mapping and
-    # clearing fresh pages for them was seen to take a tenth of a prefill (docs/performance.md).
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "PYTHONUNBUFFERED": "1",
-}
-
 
 @dataclass(slots=True)
 class _Child:
@@ -113,7 +104,7 @@ class MpExecutor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | _ENVIRONMENT | _thread_environment(spec),
+                env=os.environ | _thread_environment(spec),
                 pass_fds=(theirs, *launch.listen_fds),
             )
         except OSError as problem:

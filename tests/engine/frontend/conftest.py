@@ -54,7 +54,7 @@ class RunningFrontEnd:
 
     def __enter__(self) -> "RunningFrontEnd":
         self._thread.start()
-        self.deployment.wait(lambda seen: Phase.ready in seen.phases)
+        self.deployment.wait(lambda seen: Phase.connecting in seen.phases)
         return self
 
     def __exit__(self, *_: object) -> None:

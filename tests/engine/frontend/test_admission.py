@@ -6,7 +6,7 @@ from engine.frontend.errors import Draining
 
 def test_the_last_one_out_tells_that_it_is_idle():
     told = []
-    admission = Admission(lambda: told.append(admission.num_inside))
+    admission = Admission(lambda: told.append(admission.num_inside), ignore)
     with admission.entered():
         with admission.entered():
             admission.drain()
@@ -15,7 +15,7 @@ def test_the_last_one_out_tells_that_it_is_idle():
 
 
 def test_nobody_comes_in_while_draining():
-    admission = Admission(lambda: None)
+    admission = Admission(lambda: None, ignore)
     admission.drain()
     with pytest.raises(Draining), admission.entered():
         pass
@@ -24,15 +24,27 @@ def test_nobody_comes_in_while_draining():
 
 def test_an_empty_place_is_idle_at_once_and_again_when_asked_again():
     told = []
-    admission = Admission(lambda: told.append("idle"))
+    admission = Admission(lambda: told.append("idle"), ignore)
     admission.drain()
     admission.drain()
     assert told == ["idle", "idle"]
 
 
 def test_it_opens_again():
-    admission = Admission(lambda: None)
+    admission = Admission(lambda: None, ignore)
     admission.drain()
     admission.open()
     with admission.entered():
         assert admission.num_inside == 1
+
+
+def test_every_change_of_the_number_inside_is_told():
+    told: list[int] = []
+    admission = Admission(lambda: None, told.append)
+    with admission.entered(), admission.entered():
+        pass
+    assert told == [1, 2, 1, 0]
+
+
+def ignore(num_inside: int) -> None:
+    pass

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.checkpoints.tiny import NUM_TOKENS
 from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
-from engine.frontend.limits import sampling_params
+from engine.frontend.limits import sampling_params, seed_source
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
 from engine.sampling import SamplingParams
 from tests.engine.settings import make_settings
@@ -21,7 +21,7 @@ def settings(model_directory: Path) -> Settings:
 
 def sampling(settings: Settings, prompt_length: int = 10, **fields: Any) -> SamplingParams:
     request = CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
-    return sampling_params(request, [1] * prompt_length, settings)
+    return sampling_params(request, [1] * prompt_length, settings, seed_source(None))
 
 
 def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
@@ -81,7 +81,9 @@ def test_more_than_the_context_is_refused(settings: Settings, prompt_length, max
 def test_refusals_name_the_chats_messages(settings: Settings):
     chat = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
     with pytest.raises(InvalidRequest) as caught:
-        sampling_params(ChatCompletionRequest.model_validate(chat), [1] * 100, settings)
+        sampling_params(
+            ChatCompletionRequest.model_validate(chat), [1] * 100, settings, seed_source(None)
+        )
     assert caught.value.param == "messages"
 
 
@@ -91,5 +93,5 @@ def test_refusals_name_the_chats_messages(settings: Settings):
 def test_prompts_that_the_model_cannot_read_are_refused(settings: Settings, token_ids, code):
     request = CompletionRequest(model="test", prompt="Hi")
     with pytest.raises(InvalidRequest) as caught:
-        sampling_params(request, token_ids, settings)
+        sampling_params(request, token_ids, settings, seed_source(None))
     assert caught.value.code == code
