@@ -5,6 +5,7 @@ It runs in a thread of its own, so that a long step of the model is not taken fo
 """
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -58,7 +59,7 @@ class CoordinatorLink:
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._phase = Phase.importing
-        self._num_steps = 0
+        self._progress = 0
         self._num_requests = 0
         self._calls: dict[int, Future[PlanAnswer]] = {}
         self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
@@ -72,9 +73,9 @@ class CoordinatorLink:
         self._phase = phase
         self.send(PhaseEntered(self._hello.name, self._hello.incarnation, phase))
 
-    def report(self, num_steps: int, num_requests: int) -> None:
+    def report(self, progress: int, num_requests: int) -> None:
         """Progress and work that the next heartbeats tell."""
-        self._num_steps = num_steps
+        self._progress = progress
         self._num_requests = num_requests
 
     def get_plan(self) -> Future[PlanAnswer]:
@@ -124,7 +125,8 @@ class CoordinatorLink:
             if time.monotonic() >= next_beat:
                 self._send_heartbeat(dealer)
                 next_beat = time.monotonic() + self._heartbeat_s
-            ready = dict(poller.poll(1000 * max(0.0, next_beat - time.monotonic())))
+            wait_s = max(0.0, next_beat - time.monotonic())
+            ready = dict(poller.poll(math.ceil(1000 * wait_s)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
                 if not self._send_outbox(dealer):
@@ -137,7 +139,7 @@ class CoordinatorLink:
     def _send_heartbeat(self, dealer: zmq.Socket[bytes]) -> None:
         if isinstance(self._hello, Register):
             beat = Heartbeat(
-                self._hello.name, self._hello.incarnation, self._num_steps, self._num_requests
+                self._hello.name, self._hello.incarnation, self._progress, self._num_requests
             )
             transport.send(dealer, beat)
 

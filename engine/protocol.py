@@ -139,8 +139,8 @@ class PhaseEntered(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     name: str
     incarnation: int
-    num_steps: int = 0
-    """Steps made since the start: progress."""
+    progress: int = 0
+    """Grows whenever something has been computed: a layer of a step, or a step."""
     num_requests: int = 0
     """Requests waiting or running: work."""
 

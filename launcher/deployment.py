@@ -44,6 +44,7 @@ class Deployment:
         self._link: CoordinatorLink | None = None
         self._told: dict[str, str] = {}
         self._failed = False
+        self._has_coordinator = True
 
     @property
     def failed(self) -> bool:
@@ -88,9 +89,10 @@ class Deployment:
             How many were still in flight.
 
         Raises:
-            DeploymentFailed: A process that is needed for that ended.
+            DeploymentFailed: A process ended meanwhile, or the coordinator is gone.
         """
-        assert self._link is not None
+        if self._link is None or not self._has_coordinator:
+            raise DeploymentFailed("requests in flight are cut off: there is no coordinator")
         self._link.send(BeginDrain())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -179,7 +181,9 @@ class Deployment:
 
     def _explain(self, ended: Exit) -> tuple[str, str]:
         """What happened to a process, with its last words; tells the coordinator too."""
-        if self._link is not None:
+        if ended.name == Role.coordinator.value:
+            self._has_coordinator = False
+        elif self._link is not None:
             self._link.send(ProcessExited(ended.name, ended.incarnation, ended.reason))
         lines = self._executor.log_tail(ended.name, _TAIL_LINES)
         tail = "".join(f"\n    {line}" for line in lines)

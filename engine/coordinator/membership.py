@@ -25,7 +25,7 @@ class _Process:
     since: float
     heard: float
     progressed: float
-    num_steps: int = 0
+    progress: int = 0
     num_requests: int = 0
     reason: str = ""
 
@@ -82,8 +82,8 @@ class Registry:
             return
         process.heard = now
         process.num_requests = beat.num_requests
-        if beat.num_steps != process.num_steps or not beat.num_requests:
-            process.num_steps = beat.num_steps
+        if beat.progress != process.progress or not beat.num_requests:
+            process.progress = beat.progress
             process.progressed = now
         if process.state is ProcessState.suspect and not self._complaint(process, now):
             self._enter(process, ProcessState.ready, now)
@@ -162,7 +162,7 @@ class Registry:
             return f"silent for {now - process.heard:.1f} s"
         must_step = process.hello.role is Role.engine
         if must_step and now - process.progressed > self.silence_s:
-            return f"has work but made no step for {now - process.progressed:.1f} s"
+            return f"has work but makes no progress for {now - process.progressed:.1f} s"
         return ""
 
     def _enter(self, process: _Process, state: ProcessState, now: float, reason: str = "") -> None:

@@ -22,7 +22,6 @@ class EngineCore:
             eos_token_ids=settings.facts.eos_token_ids,
         )
         self._vocab_size = settings.facts.vocab_size
-        self.num_steps = 0
 
     @property
     def num_requests(self) -> int:
@@ -57,7 +56,6 @@ class EngineCore:
         """Computes one batch and gives the new tokens."""
         scheduled = self._scheduler.schedule()
         token_ids = self._runner.execute([_chunk(item) for item in scheduled])
-        self.num_steps += 1
         return self._scheduler.postprocess(scheduled, token_ids)
 
 

@@ -54,7 +54,11 @@ def run(
 
 
 class CoreProcess:
-    """`start_up -> main_loop -> shut_down` of one rank."""
+    """`start_up -> main_loop -> shut_down` of one rank.
+
+    Attributes:
+        num_requests: Waiting or running.
+    """
 
     def __init__(
         self, process: ProcessSpec, settings: Settings, coordinator_endpoint: str, incarnation: int
@@ -67,6 +71,8 @@ class CoreProcess:
         self._memberships: queue.SimpleQueue[Membership] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
+        self._progress = 0
+        self.num_requests = 0
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
         self._link = CoordinatorLink(
@@ -100,16 +106,23 @@ class CoreProcess:
         compute.
         """
         while not self._stopping:
-            self._receive(None if not self._core.num_requests else 0)
-            if self._core.num_requests:
+            self._receive(None if not self.num_requests else 0)
+            self.num_requests = self._core.num_requests
+            if self.num_requests:
                 self._send(self._core.step())
-            self._link.report(self._core.num_steps, self._core.num_requests)
+                self.num_requests = self._core.num_requests
+            self._note_progress()
 
     def shut_down(self) -> None:
         self._link.close()
         for frontend in self._frontends.values():
             frontend.close()
         self._context.term()
+
+    def _note_progress(self) -> None:
+        """Called after each layer and each step: a long step is not a stuck one."""
+        self._progress += 1
+        self._link.report(self._progress, self.num_requests)
 
     def _make_runner(self) -> Runner:
         if self._settings.model.kind is ModelKind.dummy:
@@ -124,7 +137,9 @@ class CoreProcess:
 
         worker = self._process.workers[0]
         device = worker.devices[0] if self._settings.device is Device.cuda else None
-        return TorchRunner(self._settings, directory, device, worker.num_threads)
+        return TorchRunner(
+            self._settings, directory, device, worker.num_threads, self._note_progress
+        )
 
     def _hello(self) -> Register:
         workers = self._process.workers

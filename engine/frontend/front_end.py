@@ -130,7 +130,7 @@ class FrontEnd:
         return is_lost or own.incarnation > incarnation
 
     def _report_count(self, num_requests: int) -> None:
-        self.link.report(num_steps=0, num_requests=num_requests)
+        self.link.report(progress=0, num_requests=num_requests)
 
     def _report_drained(self) -> None:
         self.link.send(Drained(self._register.name, self._register.incarnation))

@@ -18,11 +18,22 @@ Weights = Callable[[str], torch.Tensor]
 
 
 class Llama:
-    """A decoder-only transformer: tokens to hidden states, hidden states to logits."""
+    """A decoder-only transformer: tokens to hidden states, hidden states to logits.
+
+    Args:
+        max_len: Most positions that will be asked for.
+        on_layer: Called after each layer: a sign of life within long steps.
+    """
 
     def __init__(
-        self, facts: ModelFacts, weights: Weights, attention: PagedAttention, max_len: int
+        self,
+        facts: ModelFacts,
+        weights: Weights,
+        attention: PagedAttention,
+        max_len: int,
+        on_layer: Callable[[], None],
     ) -> None:
+        self._on_layer = on_layer
         self._facts = facts
         self._attention = attention
         self._embedding = weights("model.embed_tokens.weight")
@@ -50,6 +61,7 @@ class Llama:
         )
         for layer, cache in zip(self._layers, caches, strict=True):
             x = layer(x, rotation, step, cache)
+            self._on_layer()
         return x
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Runs a model with torch in one worker, on a CPU or a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,11 +27,18 @@ class TorchRunner:
 
     Args:
         device_id: GPU id on this node; None on a CPU.
+        on_layer: Called after each layer of each step.
     """
 
     def __init__(
-        self, settings: Settings, directory: Path, device_id: int | None, num_threads: int
+        self,
+        settings: Settings,
+        directory: Path,
+        device_id: int | None,
+        num_threads: int,
+        on_layer: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_layer = on_layer
         self._settings = settings
         self._directory = directory
         self._dtype = _DTYPES[settings.dtype]
@@ -53,7 +60,8 @@ class TorchRunner:
             self._device,
         )
         weights = Checkpoint(self._directory, self._dtype, self._device)
-        self._model = Llama(facts, weights, self._attention, self._settings.max_model_len)
+        max_len = self._settings.max_model_len
+        self._model = Llama(facts, weights, self._attention, max_len, self._on_layer)
 
     def allocate_cache(self) -> None:
         facts, cache = self._settings.facts, self._settings.cache

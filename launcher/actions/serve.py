@@ -63,7 +63,7 @@ class Serving:
             await self._deployment.kill()
             raise Interrupted(number)
         elapsed_s = time.monotonic() - self._began
-        self._console.print(
+        self._say(
             f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
             f"model {self._plan.settings.model_name}  (Ctrl-C ends)"
         )
@@ -71,12 +71,14 @@ class Serving:
     async def _until_end(self) -> int:
         failure: LauncherError | None = None
         try:
-            await self._unless_signal(self._stay())
+            number = await self._unless_signal(self._stay())
+            if number is not None and self._check is not None:
+                failure = Interrupted(number)
         except LauncherError as problem:
             failure = problem
-            self._console.print(f"{str(problem).splitlines()[0]}: ending", style="red")
+            self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
         limit_s = self._plan.settings.drain_s
-        self._console.print(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
+        self._say(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
             await self._deployment.kill()
@@ -99,15 +101,15 @@ class Serving:
             watching.cancel()
 
     async def _drain(self, limit_s: float) -> None:
-        left = 0
-        with contextlib.suppress(LauncherError):  # what can still be drained was
+        try:
             left = await self._deployment.drain(limit_s)
+        except LauncherError as problem:
+            self._say(str(problem).splitlines()[0])
+            return
         if left:
-            self._console.print(
-                f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off"
-            )
+            self._say(f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off")
         else:
-            self._console.print("drained")
+            self._say("drained")
 
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""
@@ -127,4 +129,8 @@ class Serving:
 
     def _tell(self, process: str, news: str) -> None:
         elapsed_s = time.monotonic() - self._began
-        self._console.print(f"{elapsed_s:6.1f} s  {process:<12} {news}", markup=False)
+        self._say(f"{elapsed_s:6.1f} s  {process:<12} {news}")
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop serving
+            self._console.print(line, style=style, markup=False)

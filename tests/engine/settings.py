@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoints.sources import read_facts
+from engine.checkpoints.sources import model_directory, read_facts
 from engine.config import (
     BalancerOptions,
     CacheSettings,
@@ -45,3 +45,9 @@ def make_settings(directory: Path, **changes: Any) -> Settings:
         drain_s=5.0,
     )
     return replace(settings, **changes)
+
+
+def dummy_settings(**changes: Any) -> Settings:
+    """Of the runner that computes nothing."""
+    directory = model_directory(ModelOptions(kind=ModelKind.tiny))
+    return make_settings(directory, model=ModelOptions(kind=ModelKind.dummy), **changes)

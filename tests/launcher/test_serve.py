@@ -305,3 +305,42 @@ def test_a_process_that_fails_while_starting_is_shown_with_its_last_lines(runtim
         assert launcher.end() == 1
     assert re.search(r"\n    .*has no tensor model.embed_tokens.weight", launcher.output)
     assert "hint: see" in launcher.output
+
+
+def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
+    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        launcher.children()["coordinator"].kill()
+        assert launcher.end(20) == 1
+        _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert "requests in flight are cut off: there is no coordinator" in launcher.output
+
+
+def test_a_front_end_that_is_killed_ends_the_deployment(runtime):
+    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        launcher.children()["frontend-0"].kill()
+        assert launcher.end(20) == 1
+        _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert "frontend-0 ended: killed by SIGKILL" in launcher.output
+
+
+def test_a_smoke_test_starts_asks_every_front_end_and_ends(runtime):
+    overrides = ("action=smoke", "model=tiny", "dp=2", "frontend.count=2")
+    with launched(*overrides, runtime_directory=runtime) as launcher:
+        assert launcher.end(60) == 0, launcher.output
+    assert "drained" in launcher.output
+    assert not launcher.directory.exists()
+
+
+def test_an_interrupted_smoke_test_is_no_success(runtime):
+    with launched("action=smoke", "model=tiny", runtime_directory=runtime) as launcher:
+        launcher.wait_for("engine-0 +ready")
+        launcher.signal(signal.SIGINT)
+        assert launcher.end(30) in (0, 130)  # it may have been done already
+        if "drained" not in launcher.output:
+            assert launcher.process.returncode == 130

@@ -61,13 +61,13 @@ def test_a_rank_with_work_and_no_step_is_suspect_until_it_steps(registry):
     for now in (0.5, 1.0, 1.5):
         registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), now)
         registry.tick(now)
-    assert state(registry) is ProcessState.ready  # the first beat brought progress: 0 to 7 steps
+    assert state(registry) is ProcessState.ready  # the first beat brought progress: 0 to 7
     registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 1.8)
     registry.tick(1.8)
     [member] = registry.members(1.8)
     assert (member.state, member.reason) == (
         ProcessState.suspect,
-        "has work but made no step for 1.3 s",
+        "has work but makes no progress for 1.3 s",
     )
     registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 2.0)
     assert state(registry) is ProcessState.ready

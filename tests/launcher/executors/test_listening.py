@@ -1,0 +1,58 @@
+import os
+import socket
+
+import pytest
+
+from engine.config import FrontendOptions
+from launcher.errors import Refused
+from launcher.executors.listening import listen, url
+
+
+def test_any_free_port_is_found():
+    [bound] = listen(FrontendOptions(port=0))
+    with bound:
+        assert url(bound) == f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with socket.create_connection(bound.getsockname()):
+            pass
+
+
+def test_several_front_ends_have_a_socket_each_on_one_port():
+    sockets = listen(FrontendOptions(port=0, count=3))
+    ports = {each.getsockname()[1] for each in sockets}
+    for each in sockets:
+        each.close()
+    assert len(sockets) == 3
+    assert len(ports) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_port_that_another_deployment_shares_out_is_taken(count: int):
+    sockets = listen(FrontendOptions(port=0, count=2))
+    port = sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(Refused) as refusal:
+            listen(FrontendOptions(port=port, count=count))
+    finally:
+        for each in sockets:
+            each.close()
+    assert f"frontend.port is taken: {port} (by pid {os.getpid()}" in str(refusal.value)
+    assert refusal.value.hint.startswith("frontend.port=")
+
+
+def test_a_host_that_is_elsewhere_is_refused():
+    with pytest.raises(Refused, match="frontend.host is no address of this machine: 192.0.2.1"):
+        listen(FrontendOptions(host="192.0.2.1", port=0))
+
+
+def test_a_host_that_nobody_knows_is_refused():
+    with pytest.raises(Refused, match="frontend.host is no address of this machine: no.such.host"):
+        listen(FrontendOptions(host="no.such.host.invalid", port=0))
+
+
+def test_an_ipv6_address_is_written_in_brackets():
+    try:
+        [bound] = listen(FrontendOptions(host="::1", port=0))
+    except Refused:
+        pytest.skip("this machine has no IPv6 loopback")
+    with bound:
+        assert url(bound).startswith("http://[::1]:")

@@ -1,0 +1,102 @@
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.coordinator.process import remove_if_abandoned
+from launcher.errors import Refused
+from launcher.run_directory import RunDirectory
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fl") as path:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", path)
+        yield Path(path)
+
+
+@pytest.fixture
+def directory() -> Iterator[RunDirectory]:
+    made = RunDirectory("one")
+    yield made
+    made.remove(keep_logs=False)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_it_is_private(directory: RunDirectory):
+    directory.acquire()
+    for path in (directory.path.parent, directory.path, directory.logs):
+        assert mode(path) == 0o700
+    assert mode(directory.path / "lock") == 0o600
+
+
+def test_a_name_can_be_taken_once(directory: RunDirectory):
+    directory.acquire()
+    with pytest.raises(Refused, match=f"name is in use .*: one .launcher pid {os.getpid()}.") as e:
+        RunDirectory("one").acquire()
+    assert e.value.hint.startswith("name=one-2")
+
+
+def test_what_a_killed_deployment_left_is_cleared(directory: RunDirectory):
+    directory.path.mkdir(parents=True, mode=0o700)
+    (directory.path / "coordinator").touch()
+    (directory.path / "logs").mkdir()
+    (directory.path / "logs" / "engine-0.log").touch()
+    directory.acquire()
+    assert sorted(path.name for path in directory.path.rglob("*")) == ["lock", "logs"]
+
+
+def test_removal_keeps_the_logs_if_told_and_can_be_repeated(directory: RunDirectory):
+    directory.acquire()
+    (directory.logs / "engine-0.log").write_text("last words")
+    directory.remove(keep_logs=True)
+    directory.remove(keep_logs=False)
+    assert [path.name for path in directory.path.rglob("*")] == ["logs", "engine-0.log"]
+
+
+def test_nothing_is_left_without_logs(directory: RunDirectory):
+    directory.acquire()
+    directory.remove(keep_logs=False)
+    assert not directory.path.exists()
+
+
+def test_a_path_too_long_for_sockets_is_refused(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    with pytest.raises(Refused, match="too long for socket files"):
+        RunDirectory("one").acquire()
+
+
+def test_a_place_of_somebody_else_is_refused(runtime: Path):
+    (runtime / "flotilla").symlink_to("/")
+    with pytest.raises(Refused, match="belongs to somebody else"):
+        RunDirectory("one").acquire()
+
+
+def test_the_coordinator_leaves_a_directory_alone_whose_launcher_lives(directory: RunDirectory):
+    directory.acquire()
+    code = (
+        "import sys, pathlib; from engine.coordinator.process import remove_if_abandoned; "
+        "remove_if_abandoned(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", code, directory.path], check=True, timeout=30)
+    assert directory.path.exists()
+
+
+def test_the_coordinator_removes_a_directory_that_is_abandoned(directory: RunDirectory):
+    directory.acquire()
+    assert directory._lock is not None
+    os.close(directory._lock)
+    directory._lock = None
+    remove_if_abandoned(directory.path)
+    assert not directory.path.exists()
+    remove_if_abandoned(directory.path)
