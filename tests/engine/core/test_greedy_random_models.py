@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.checkpoints.tiny import write_random_checkpoint
+from engine.config import Device
 from engine.model.facts import ModelFacts
 from tests.engine.greedy import Reference, make_core, one_by_one, run
 from tests.engine.settings import make_settings
@@ -47,6 +49,13 @@ def directory(request, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> Device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    return Device(request.param)
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     rng = random.Random(0)
@@ -56,9 +65,11 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone(directory: Path, prompts) -> list[list[int]]:
+def alone(directory: Path, prompts, device: Device) -> list[list[int]]:
     reference = Reference(directory)
-    outputs = list(one_by_one(make_core(make_settings(directory), directory), prompts, 32))
+    outputs = list(
+        one_by_one(make_core(make_settings(directory, device=device), directory), prompts, 32)
+    )
     for prompt, output in zip(prompts, outputs, strict=True):
         reference.check(prompt, output)
     return outputs
@@ -76,14 +87,12 @@ def alone(directory: Path, prompts) -> list[list[int]]:
     ids=["mixed", "chunked", "preempted", "blocks-of-one", "no-prefix-cache"],
 )
 def test_the_way_requests_are_run_does_not_change_their_tokens(
-    directory, prompts, alone, changes, arrivals
+    directory, prompts, alone, device, changes, arrivals
 ):
-    core = make_core(make_settings(directory, **changes), directory)
-    outputs = run(core, prompts, 32, arrivals)
+    core = make_core(make_settings(directory, device=device, **changes), directory)
     reference = Reference(directory)
-    for prompt, output, expected in zip(prompts, outputs, alone, strict=True):
-        if output != expected:
-            reference.check(prompt, output)
-    assert run(core, prompts, 32) == outputs or not changes.get("cache", {}).get(
-        "prefix_caching", True
-    )
+    for arriving in (arrivals, []):  # the second time with prefix-cache hits, where there is one
+        outputs = run(core, prompts, 32, arriving)
+        for prompt, output, expected in zip(prompts, outputs, alone, strict=True):
+            if output != expected:
+                reference.check(prompt, output)
