@@ -17,9 +17,7 @@ from engine.model.facts import ModelFacts
 def option(
     default: Any, *, ge: float | None = None, gt: float | None = None, le: float | None = None
 ) -> Any:
-    """A dataclass field with limits that the launcher checks: at least `ge`, more than `gt`, at
-    most `le`.
-    """
+    """A field with limits that the launcher checks: at least `ge`, above `gt`, at most `le`."""
     limits = {"ge": ge, "gt": gt, "le": le}
     return field(
         default=default, metadata={key: value for key, value in limits.items() if value is not None}
@@ -78,11 +76,9 @@ class ModelOptions:
 @dataclass(slots=True, kw_only=True)
 class EngineOptions:
     dtype: DType = DType.auto
-    """Type of weights, activations and KV cache; auto: the checkpoint's (float32 on a CPU for
-    float16 checkpoints).
-    """
+    """Of weights, activations, KV cache; auto: the checkpoint's (float16 on a CPU: float32)."""
     device: Device = Device.auto
-    """auto: GPUs if the cluster has any."""
+    """auto: GPUs if the nodes that the topology can use have any."""
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
     seed: int | None = option(None, ge=0)
@@ -92,9 +88,7 @@ class EngineOptions:
 @dataclass(slots=True, kw_only=True)
 class ProfileOptions:
     max_model_len: int | None = option(None, ge=1)
-    """Most tokens of one request, prompt and output together; null: the model's limit, capped by
-    the cache.
-    """
+    """Most tokens of one request, prompt and output; null: the model's limit, or the cache's."""
     max_num_seqs: int = option(128, ge=1, le=65536)
     """Most requests that one rank runs in one step."""
     max_num_batched_tokens: int = option(2048, ge=1)
@@ -130,19 +124,17 @@ class HealthOptions:
     heartbeat_s: float = option(0.2, gt=0, le=60)
     """Seconds between two heartbeats of a process."""
     silence_s: float = option(1.0, gt=0, le=600)
-    """A rank that is silent, or has work and makes no step, for so long is suspect and gets no new
-    work.
-    """
+    """A process without a heartbeat for so long is suspect; a suspect rank gets no new work."""
+    progress_s: float = option(10.0, gt=0, le=3600)
+    """A rank that has work and computes not even a layer of it for so long is suspect."""
     stop_s: float = option(5.0, gt=0, le=600)
-    """Seconds that processes get to end by themselves when the deployment stops, before they are
-    killed.
-    """
+    """Seconds that processes get to end when the deployment stops, before they are killed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class CoordinatorOptions:
-    interval_s: float = option(0.05, gt=0, le=10)
-    """Shortest time between two membership messages that no state change asked for."""
+    interval_s: float = option(0.05, ge=0.001, le=10)
+    """Longest time between two looks at the clock: a silent rank is noticed so much later."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

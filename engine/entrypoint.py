@@ -1,6 +1,4 @@
-"""Where every process of a deployment starts: `python -m engine.entrypoint FD`, FD being its
-lifeline.
-"""
+"""Where every process starts: `python -m engine.entrypoint FD`, FD being its lifeline."""
 
 import logging
 import os
@@ -63,9 +61,10 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
 
 
 def main() -> int:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group: the launcher decides
+    # Signals to the whole group (Ctrl-C, a terminal that hangs up, a service manager) are the
+    # launcher's to answer: it ends its children by their lifelines.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
     lifeline = Lifeline(int(sys.argv[1]))
     try:

@@ -23,7 +23,3 @@ class CapacityError(EngineError):
 
 class ProtocolError(EngineError):
     """A message that breaks the wire protocol."""
-
-
-class DeadlineError(EngineError):
-    """Somebody did not answer in time; the message names who and which option owns the deadline."""

@@ -1,6 +1,4 @@
-"""The pipe from the launcher: first it tells a process what to be, then its end tells the process
-to go.
-"""
+"""The pipe from the launcher: it tells a process what to be, and by its end to go."""
 
 import os
 import struct
@@ -11,9 +9,7 @@ _LENGTH = struct.Struct("!Q")
 
 
 class Lifeline:
-    """The child's end of the pipe. Nothing is ever sent after the payload; the launcher's death
-    closes it too.
-    """
+    """The child's end of the pipe: a payload, then nothing; the launcher's death closes it too."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -28,9 +24,7 @@ class Lifeline:
         return self._read(length)
 
     def watch(self, on_end: Callable[[], None], grace_s: float) -> None:
-        """Calls `on_end` from another thread when the pipe closes, and ends the process `grace_s`
-        seconds later.
-        """
+        """Calls `on_end` in a thread when the pipe closes; ends the process `grace_s` later."""
 
         def wait() -> None:
             while os.read(self._fd, 4096):

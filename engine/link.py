@@ -1,5 +1,4 @@
-"""The link of a process to the coordinator: says hello, sends heartbeats and facts, receives
-membership.
+"""The link of a process to the coordinator: hello, heartbeats, facts; membership.
 
 It runs in a thread of its own, so that a long step of the model is not taken for silence.
 """
@@ -36,8 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 class CoordinatorLink:
-    """One process's (or the launcher's) side of the sockets to the coordinator. All methods may be
-    called anywhere.
+    """One process's (or the launcher's) side of the sockets to the coordinator.
+
+    All methods may be called from any thread.
 
     Args:
         hello: First message: `Register` of a process, `ApplyPlan` of the launcher; repeated to a
@@ -58,6 +58,9 @@ class CoordinatorLink:
         self._on_membership = on_membership
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._subscriptions: set[str] = set()
         self._phase = Phase.importing
         self._progress = 0
         self._num_requests = 0
@@ -88,16 +91,20 @@ class CoordinatorLink:
         return future
 
     def send(self, message: Message) -> None:
-        self._outbox.put(message)
-        os.eventfd_write(self._wake, 1)
+        """Sends soon; after `close`, does nothing."""
+        with self._lock:
+            if not self._is_closed:
+                self._outbox.put(message)
+                os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Sends what is waiting to be sent, as far as the coordinator takes it, and ends the
-        thread.
-        """
-        self._outbox.put(None)
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        """Sends what waits to be sent, and ends the thread."""
+        with self._lock:
+            self._is_closed = True
+            self._outbox.put(None)
+            os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive():
+            self._thread.join()
         os.close(self._wake)
 
     def _run(self) -> None:
@@ -119,7 +126,7 @@ class CoordinatorLink:
     def _loop(
         self, poller: zmq.Poller, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]
     ) -> None:
-        transport.send(dealer, self._hello)
+        _send(dealer, self._hello)
         next_beat = time.monotonic()
         while True:
             if time.monotonic() >= next_beat:
@@ -141,7 +148,7 @@ class CoordinatorLink:
             beat = Heartbeat(
                 self._hello.name, self._hello.incarnation, self._progress, self._num_requests
             )
-            transport.send(dealer, beat)
+            _send(dealer, beat)
 
     def _send_outbox(self, dealer: zmq.Socket[bytes]) -> bool:
         """False when the link was closed."""
@@ -149,19 +156,26 @@ class CoordinatorLink:
             message = self._outbox.get()
             if message is None:
                 return False
-            transport.send(dealer, message)
+            _send(dealer, message)
         return True
 
     def _receive_answers(self, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]) -> None:
         while dealer.poll(0):
-            match transport.decode(FROM_COORDINATOR, dealer.recv(), "coordinator"):
+            try:
+                answer = transport.decode(FROM_COORDINATOR, dealer.recv(), "coordinator")
+            except ProtocolError:
+                logger.exception("answer ignored")
+                continue
+            match answer:
                 case Registered(publish_endpoint):
-                    members.connect(publish_endpoint)
+                    if publish_endpoint not in self._subscriptions:
+                        self._subscriptions.add(publish_endpoint)
+                        members.connect(publish_endpoint)
                 case RegisterAgain():
-                    transport.send(dealer, self._hello)
+                    _send(dealer, self._hello)
                     if isinstance(self._hello, Register):
                         self.enter_phase(self._phase)
-                case PlanAnswer(call_id) as answer:
+                case PlanAnswer(call_id):
                     future = self._calls.get(call_id)
                     if future is not None and future.set_running_or_notify_cancel():
                         future.set_result(answer)
@@ -178,3 +192,10 @@ class CoordinatorLink:
             logger.exception("membership ignored")
             return
         self._on_membership(membership)
+
+
+def _send(dealer: zmq.Socket[bytes], message: Message) -> None:
+    try:
+        transport.send(dealer, message)
+    except zmq.Again:  # a coordinator that has been gone for hours: it will ask for what matters
+        logger.warning("the coordinator does not read: %s was not sent", type(message).__name__)

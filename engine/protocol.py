@@ -1,5 +1,4 @@
-"""Every message between the processes of a deployment: one union and one typed decoder per
-direction.
+"""Every message between the processes: one union and one typed decoder per direction.
 
 Commands are imperative, facts are nouns or past tense. Messages are msgpack arrays, so fields are
 only ever appended, with defaults. Who talks to whom:
@@ -63,8 +62,7 @@ class DeploymentState(Enum):
     draining = "draining"
 
 
-# --- front end to engine core
-# ---------------------------------------------------------------------------------------
+# --- front end to engine core ---
 
 
 class AddRequest(Message, frozen=True):
@@ -83,8 +81,7 @@ class AbortRequests(Message, frozen=True):
 
 ToEngine = AddRequest | AbortRequests
 
-# --- engine core to front end
-# ---------------------------------------------------------------------------------------
+# --- engine core to front end ---
 
 
 class RequestOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -113,8 +110,7 @@ class EngineOutputs(Message, frozen=True):
     """First and last sequence number of messages from this front end that never arrived."""
 
 
-# --- everybody to the coordinator
-# -----------------------------------------------------------------------------------
+# --- everybody to the coordinator ---
 
 
 class Register(Message, frozen=True):
@@ -180,8 +176,7 @@ ToCoordinator = (
     Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
 )
 
-# --- coordinator to everybody
-# ---------------------------------------------------------------------------------------
+# --- coordinator to everybody ---
 
 
 class Registered(Message, frozen=True):

@@ -18,9 +18,7 @@ T = TypeVar("T")
 MAX_MESSAGE_BYTES = 256 << 20
 """Far above the largest prompt; a guard against nonsense on a socket."""
 MAX_QUEUED_MESSAGES = 100_000
-"""High-water mark of each pipe: a step's outputs are one message, so this is minutes of silence
-from a reader.
-"""
+"""High-water mark of each pipe: minutes of a silent reader, a step being one message."""
 
 
 def bind(
@@ -44,9 +42,7 @@ def connect(
 
 
 def sibling_endpoint(endpoint: str, name: str) -> str:
-    """An endpoint to bind beside an existing one: in the same directory for ipc, any port of the
-    same host for tcp.
-    """
+    """An endpoint to bind beside another: in its directory (ipc), any port of its host (tcp)."""
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
         return f"ipc://{Path(address).with_name(name)}"

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
+from dataclasses import replace
 from typing import NoReturn, assert_never
 
 import hydra
@@ -21,7 +23,23 @@ RAISE_ERRORS = "HYDRA_FULL_ERROR"
 
 
 def main() -> NoReturn:
-    sys.exit(run())
+    try:
+        exit_code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_left(sys.stdout.fileno()):
+            raise
+        # What is still buffered has nowhere to go; Python would complain when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = 128 + signal.SIGPIPE
+    sys.exit(exit_code)
+
+
+def reader_has_left(descriptor: int) -> bool:
+    """Whether nobody reads a pipe any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def run() -> int:
@@ -101,7 +119,7 @@ def make(config: LaunchConfig) -> DeploymentPlan:
 
     resolved = resolve(config)
     return make_plan(
-        config,
+        replace(config, model=resolved.model),
         resolved.facts,
         resolved.cluster,
         model_name=resolved.model_name,

@@ -72,7 +72,8 @@ def explain_flags(flags: Sequence[str], overrides: Sequence[str]) -> Refused:
     flag, equals, value = flags[0].partition("=")
     value = value or next((text for text in overrides if "=" not in text), "")
     key = _closest_key(flag.strip("-").replace("-", "_"), Catalogue({}))
-    hint = f"options are overrides, without dashes: {key}={value}" if key and value else WRITTEN
+    override = Catalogue({}).written(key, value)
+    hint = f"options are overrides, without dashes: {override}" if key and value else WRITTEN
     typed = flags[0] if equals or not value else f"{flag} {value}"
     return Refused(f"there is no flag {flag}: {typed}", hint)
 
@@ -111,7 +112,7 @@ def _meant_by(word: str, catalogue: Catalogue) -> str:
     for group, choices in catalogue.groups.items():
         values |= {choice: group for choice in choices if choice not in ("default", *values)}
     close = difflib.get_close_matches(word, values, n=1, cutoff=0.7)
-    return f"{values[close[0]]}={close[0]}" if close else ""
+    return catalogue.written(values[close[0]], close[0]) if close else ""
 
 
 def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Iterator[Problem]:
@@ -131,6 +132,10 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
             )
     elif (problem := _problem(key, override.value(), text, catalogue)) is not None:
         yield problem
+    elif key in catalogue.groups and key not in catalogue.defaults:
+        if not override.is_add():
+            message = f"{key} has no default, it is written with one +: {text}"
+            yield Problem(message, "+" + text.lstrip("+"))
     elif override.is_add():
         yield Problem(f"{key} exists already, write it without +: {text}", text.lstrip("+"))
 
@@ -141,7 +146,9 @@ def _problem(key: str, value: object, text: str, catalogue: Catalogue) -> Proble
         inner = (_problem(f"{key}.{name}", item, text, catalogue) for name, item in value.items())
         return next((problem for problem in inner if problem is not None), None)
     if key in catalogue.groups:
-        return _wrong_choice(key, catalogue.groups[key], catalogue.defaults[key], value)
+        choices = catalogue.groups[key]
+        default = catalogue.defaults.get(key, choices[0])
+        return _wrong_choice(key, choices, default, value, catalogue)
     if key in catalogue.sections:
         first = next(option for option in catalogue.options if option.startswith(f"{key}."))
         override = catalogue.options[first].with_default()
@@ -150,20 +157,24 @@ def _problem(key: str, value: object, text: str, catalogue: Catalogue) -> Proble
     if option is None:
         return _unknown(key, value, text, catalogue)
     if option.choices:
-        return _wrong_choice(key, option.choices, option.with_default().partition("=")[2], value)
+        default = option.with_default().partition("=")[2]
+        return _wrong_choice(key, option.choices, default, value, catalogue)
     if not option.accepts(value):
         return Problem(f"{key} must be {option.expected}: {_shown(value)}", option.with_default())
     return None
 
 
-def _wrong_choice(key: str, choices: Sequence[str], default: str, value: object) -> Problem | None:
+def _wrong_choice(
+    key: str, choices: Sequence[str], default: str, value: object, catalogue: Catalogue
+) -> Problem | None:
     word = _shown(value)
     if word in choices or "${" in word:
         return None
     close = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
-    other = OTHER_NAMES.get(word)
+    other = OTHER_NAMES.get(word, "")
     choice = other if other in choices else (close or [default])[0]
-    return Problem(f"{key} must be one of {', '.join(choices)}: {word}", f"{key}={choice}")
+    message = f"{key} must be one of {', '.join(choices)}: {word}"
+    return Problem(message, catalogue.written(key, choice))
 
 
 def _unknown(key: str, value: object, text: str, catalogue: Catalogue) -> Problem:
@@ -178,7 +189,8 @@ def _unknown(key: str, value: object, text: str, catalogue: Catalogue) -> Proble
     if not close:
         return Problem(message)
     wrong_too = _problem(close, value, text, catalogue)
-    return Problem(message, wrong_too.override if wrong_too else shlex.quote(f"{close}={typed}"))
+    override = wrong_too.override if wrong_too else shlex.quote(catalogue.written(close, typed))
+    return Problem(message, override)
 
 
 def _closest_key(key: str, catalogue: Catalogue) -> str:

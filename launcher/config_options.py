@@ -80,7 +80,7 @@ class Catalogue:
         options: By full key.
         sections: Keys that hold options.
         groups: Choices of each group.
-        defaults: The choice each group has by default.
+        defaults: The choice each group has by default; groups that need not be chosen have none.
         chosen: The choice each group has.
     """
 
@@ -90,6 +90,11 @@ class Catalogue:
         self.chosen = {**self.defaults, **chosen}
         self.options = {option.key: option for option in self._walk(LaunchConfig, "")}
         self.sections = {key.rpartition(".")[0] for key in self.options} - {""} | set(self.groups)
+
+    def written(self, key: str, value: str) -> str:
+        """The override that sets a key; a group without a default has to be added."""
+        is_optional = key in self.groups and key not in self.defaults
+        return f"{'+' * is_optional}{key}={value}"
 
     def in_other_choice(self, key: str) -> str | None:
         """The choice of the key's group, `cluster=file`, with which the key exists."""

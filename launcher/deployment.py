@@ -31,8 +31,10 @@ class Deployment:
     """One plan in the hands of one executor. `stop` may be called at any time.
 
     Args:
-        tell: Called with (process, what it does now) at every phase and state that a process
-            enters.
+        tell: Called with (process, what it does now) at every phase and state that it enters.
+
+    Attributes:
+        failure: The first thing that went wrong: a process that ended, a start that failed.
     """
 
     def __init__(
@@ -43,13 +45,8 @@ class Deployment:
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
         self._told: dict[str, str] = {}
-        self._failed = False
+        self.failure: LauncherError | None = None
         self._has_coordinator = True
-
-    @property
-    def failed(self) -> bool:
-        """Whether a process ended, or start or drain went wrong: the logs are worth keeping."""
-        return self._failed
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -61,16 +58,21 @@ class Deployment:
             async with asyncio.timeout(deadline_s):
                 await self._executor.start()
                 self._connect()
-                await self._unless_exit(self._all_ready(), StartFailed)
+                ended = await self._exit_before(self._all_ready())
         except TimeoutError:
-            self._failed = True
-            raise StartFailed(
-                f"not ready after {deadline_s:g} s (backend.start_deadline_s): {self._unready()}",
+            late = self._unready()
+            said = "; ".join(f"{name} {what}" for name, what in late.items())
+            self.failure = StartFailed(
+                f"not ready after {deadline_s:g} s (backend.start_deadline_s): {said}"
+                + self._last_words(next(iter(late))),
                 f"backend.start_deadline_s={2 * deadline_s:g}, or see {self._log_hint()}",
-            ) from None
-        except LauncherError:
-            self._failed = True
+            )
+            raise self.failure from None
+        except LauncherError as problem:
+            self.failure = problem
             raise
+        if ended is not None:
+            raise self._note_exit(ended, StartFailed)
 
     async def watch(self) -> None:
         """Returns never.
@@ -79,26 +81,32 @@ class Deployment:
             DeploymentFailed: A process ended.
         """
         ended = await self._executor.next_exit()
-        self._failed = True
-        raise DeploymentFailed(*self._explain(ended))
+        raise self._note_exit(ended, DeploymentFailed)
 
     async def drain(self, limit_s: float) -> int:
         """Takes no new requests, and waits until those in flight are done or the limit passed.
 
+        A process that ends meanwhile is noted in `failure`; what the others do may still finish.
+
         Returns:
-            How many were still in flight.
+            How many requests were still in flight.
 
         Raises:
-            DeploymentFailed: A process ended meanwhile, or the coordinator is gone.
+            DeploymentFailed: The coordinator is gone, without which nothing can be drained.
         """
-        if self._link is None or not self._has_coordinator:
-            raise DeploymentFailed("requests in flight are cut off: there is no coordinator")
+        assert self._link is not None
         self._link.send(BeginDrain())
+        limit_s = max(limit_s, 2 * self._plan.settings.health.heartbeat_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._unless_exit(self._all_drained(), DeploymentFailed)
-        late = [m for m in self._members(Role.frontend) if m.state is not ProcessState.drained]
-        return sum(max(1, member.num_requests) for member in late)  # the count may be a beat old
+                while not self._is_drained():
+                    if not self._has_coordinator:
+                        raise DeploymentFailed("requests cut off: there is no coordinator")
+                    ended = await self._exit_before(self._next_change())
+                    if ended is not None:
+                        self._note_exit(ended, DeploymentFailed)
+        late = [m for m in self._members(Role.frontend) if m.state is ProcessState.ready]
+        return sum(member.num_requests for member in late)
 
     async def stop(self) -> None:
         """Ends every process."""
@@ -148,61 +156,64 @@ class Deployment:
             if ready >= {process.name for process in self._plan.processes}:
                 return
 
-    async def _all_drained(self) -> None:
-        while True:
-            membership = self._membership
-            assert membership is not None
-            frontends = self._members(Role.frontend)
-            if membership.state is DeploymentState.draining and all(
-                member.state in (ProcessState.drained, ProcessState.lost) for member in frontends
-            ):
-                return
-            await self._next_change()
+    def _is_drained(self) -> bool:
+        membership = self._membership
+        return (
+            membership is not None
+            and membership.state is DeploymentState.draining
+            and all(
+                member.state in (ProcessState.drained, ProcessState.lost)
+                for member in self._members(Role.frontend)
+            )
+        )
 
     async def _next_change(self) -> None:
         await self._changed.wait()
         self._changed.clear()
 
-    async def _unless_exit(
-        self, wait: Coroutine[None, None, None], failure: type[LauncherError]
-    ) -> None:
-        """Waits; raises the failure if a process ends before."""
+    async def _exit_before(self, wait: Coroutine[None, None, None]) -> Exit | None:
+        """Waits; the process that ended before, if one did."""
         waiting = asyncio.ensure_future(wait)
-        ended = asyncio.ensure_future(self._executor.next_exit())
+        ending = asyncio.ensure_future(self._executor.next_exit())
         try:
-            await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return waiting.result()
-            self._failed = True
-            raise failure(*self._explain(ended.result()))
+            await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():  # first, since nobody else will hear of it
+                return ending.result()
+            waiting.result()
+            return None
         finally:
             waiting.cancel()
-            ended.cancel()
+            ending.cancel()
 
-    def _explain(self, ended: Exit) -> tuple[str, str]:
+    def _note_exit(self, ended: Exit, error: type[LauncherError]) -> LauncherError:
         """What happened to a process, with its last words; tells the coordinator too."""
         if ended.name == Role.coordinator.value:
             self._has_coordinator = False
         elif self._link is not None:
             self._link.send(ProcessExited(ended.name, ended.incarnation, ended.reason))
-        lines = self._executor.log_tail(ended.name, _TAIL_LINES)
-        tail = "".join(f"\n    {line}" for line in lines)
-        return f"{ended.name} ended: {ended.reason}{tail}", f"see {self._log_hint()}"
+        message = f"{ended.name} ended: {ended.reason}{self._last_words(ended.name)}"
+        problem = error(message, f"see {self._log_hint()}")
+        self.failure = self.failure or problem
+        return problem
+
+    def _last_words(self, name: str) -> str:
+        lines = self._executor.log_tail(name, _TAIL_LINES)
+        return "".join(f"\n    {line}" for line in lines)
 
     def _log_hint(self) -> str:
         return self._executor.log_path("*")
 
-    def _unready(self) -> str:
+    def _unready(self) -> dict[str, str]:
         """Who is not ready, and what they do."""
         found = {member.name: member for member in self._members()}
-        late = []
+        late = {}
         for process in self._plan.processes:
             member = found.get(process.name)
             if member is None:
-                late.append(f"{process.name} has not registered")
+                late[process.name] = "has not registered"
             elif member.state is not ProcessState.ready:
-                late.append(f"{process.name} is {_news(member)}")
-        return ", ".join(late)
+                late[process.name] = f"is {_news(member)}"
+        return late
 
     def _members(self, role: Role | None = None) -> list[Member]:
         members = self._membership.members if self._membership is not None else []

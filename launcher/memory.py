@@ -24,6 +24,8 @@ CUDA_CONTEXT_BYTES = 1024 * MIB
 """CUDA context, loaded kernels, cuBLAS workspaces."""
 UNKNOWN_MEMORY_CACHE_BYTES = 1024 * MIB
 """Cache of a rank where an inventory does not say how much memory there is."""
+GROUP_SCORES = 1 << 21
+"""Most scores per head at a time (engine/model/batch.py, which the planner does not import)."""
 LEAST_TOKENS = 2048
 """A cache sized by itself holds at least one request of this length, or of the model's limit."""
 
@@ -52,14 +54,17 @@ class RankMemory:
         """What a step needs besides, an upper estimate.
 
         Hidden states, projections and the MLP's inner values of every token, float32 logits of
-        every request twice (sampling sorts a copy).
+        every request twice (sampling sorts a copy), the attention scores of one group of tokens
+        thrice (before and after the softmax, and the mask).
         """
         facts, profile = self.facts, self.config.profile
         per_token = 8 * facts.hidden_size + 4 * facts.intermediate_size
         per_request = 2 * BYTES_PER_ELEMENT["float32"] * facts.vocab_size
         element = BYTES_PER_ELEMENT[self.dtype.value]
         tokens, requests = profile.max_num_batched_tokens, profile.max_num_seqs
-        return tokens * per_token * element + requests * per_request
+        context = profile.max_model_len or facts.max_position_embeddings
+        scores = 3 * min(tokens * context, GROUP_SCORES) * facts.num_attention_heads
+        return (tokens * per_token + scores) * element + requests * per_request
 
     def num_blocks(self, num_tokens: int) -> int:
         return math.ceil(num_tokens / self.config.profile.block_size)

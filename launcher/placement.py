@@ -20,11 +20,18 @@ def place(config: LaunchConfig, cluster: Cluster, device: Device) -> tuple[Node,
     Raises:
         DoesNotFit: Not all ranks have a place; none is placed then.
     """
-    allowed = _allowed(config.topology.kind, cluster)
+    allowed = allowed_nodes(config.topology.kind, cluster)
     homes = _fill(config.dp, allowed, lambda node: _capacity(node, config, device))
     if len(homes) < config.dp:
         raise DoesNotFit(_shortage(config, cluster, allowed))
     return homes
+
+
+def allowed_nodes(topology: TopologyKind, cluster: Cluster) -> list[Node]:
+    """The nodes that a topology uses, the one to fill first in front."""
+    match topology:
+        case TopologyKind.head_only:
+            return [cluster.head]
 
 
 def ranks_per_node(homes: Sequence[Node]) -> list[tuple[Node, int]]:
@@ -32,13 +39,6 @@ def ranks_per_node(homes: Sequence[Node]) -> list[tuple[Node, int]]:
     nodes = {home.id: home for home in homes}
     counts = Counter(home.id for home in homes)
     return [(nodes[id], count) for id, count in counts.items()]
-
-
-def _allowed(topology: TopologyKind, cluster: Cluster) -> list[Node]:
-    """The nodes that a topology uses, the one to fill first in front."""
-    match topology:
-        case TopologyKind.head_only:
-            return [cluster.head]
 
 
 def _capacity(node: Node, config: LaunchConfig, device: Device) -> int:

@@ -1,6 +1,4 @@
-"""The placement plan: frozen values that can be read, compared, stored and carried out, and nothing
-else.
-"""
+"""The placement plan: frozen values that can be read, compared, stored and carried out."""
 
 import hashlib
 

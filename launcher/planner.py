@@ -10,7 +10,7 @@ from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig
 from launcher.errors import Refused
 from launcher.memory import size_cache
-from launcher.placement import DoesNotFit, place, ranks_per_node
+from launcher.placement import DoesNotFit, allowed_nodes, place, ranks_per_node
 from launcher.plan import PLAN_VERSION, Bundle, DeploymentPlan, PlacementGroup, sealed
 from launcher.sizes import counted
 
@@ -87,7 +87,8 @@ def _device(config: LaunchConfig, cluster: Cluster) -> Device:
         return config.engine.device
     if config.model.kind is ModelKind.dummy:
         return Device.cpu  # it computes nothing: as many ranks as wanted, GPUs or not
-    return Device.cuda if any(node.gpus for node in cluster.nodes) else Device.cpu
+    usable = allowed_nodes(config.topology.kind, cluster)
+    return Device.cuda if any(node.gpus for node in usable) else Device.cpu
 
 
 def _dtype(config: LaunchConfig, facts: ModelFacts, device: Device) -> DType:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoints.sources import default_name, model_directory, read_facts
+from engine.checkpoints.sources import default_name, model_directory, pinned, read_facts
+from engine.config import ModelOptions
 from engine.errors import ModelError
 from engine.model.facts import ModelFacts
 from launcher.cluster import Cluster
@@ -32,6 +33,8 @@ class Resolved:
     """What the planner needs besides the config."""
 
     facts: ModelFacts
+    model: ModelOptions
+    """As in the config, but a model of the hub has the commit that `facts` are of."""
     model_name: str
     cluster: Cluster
     passed_environment: tuple[str, ...]
@@ -45,12 +48,14 @@ def resolve(config: LaunchConfig) -> Resolved:
     """
     cluster = find_cluster(config)
     try:
-        facts = read_facts(model_directory(config.model, _progress))
+        directory = model_directory(config.model, _progress)
+        facts = read_facts(directory)
         model_name = config.model.name or default_name(config.model)
     except ModelError as error:
         raise Refused(str(error), error.hint) from error
     return Resolved(
         facts=facts,
+        model=pinned(config.model, directory),
         model_name=model_name,
         cluster=cluster,
         passed_environment=passed_environment(os.environ),

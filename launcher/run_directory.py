@@ -1,6 +1,4 @@
-"""The private directory of a running deployment: its sockets, its logs, and the lock that makes its
-name unique.
-"""
+"""A running deployment's private directory: sockets, logs, the lock that makes its name unique."""
 
 import fcntl
 import os
@@ -45,9 +43,7 @@ class RunDirectory:
         self.logs.mkdir(mode=0o700)
 
     def remove(self, keep_logs: bool) -> None:
-        """Removes everything, the logs apart if they are to be kept. Safe to call twice, or before
-        `acquire`.
-        """
+        """Removes everything, or all but the logs. Safe to call twice, or before `acquire`."""
         if self._lock is None:
             return
         if keep_logs:
@@ -75,7 +71,11 @@ class RunDirectory:
                 f"name is in use by a running deployment: {self._name} (launcher pid {holder})",
                 f"name={self._name}-2 frontend.port=0, or end the other one",
             ) from None
-        if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:
+        try:
+            is_current = path.stat().st_ino == os.fstat(lock).st_ino
+        except FileNotFoundError:
+            is_current = False
+        if not is_current:
             os.close(lock)
             return None
         os.ftruncate(lock, 0)

@@ -41,9 +41,7 @@ class Launcher:
         threading.Thread(target=self._read, daemon=True).start()
 
     def wait_for(self, pattern: str, within_s: float = READY_S) -> re.Match[str]:
-        """The first line from here on in which the pattern is found; fails when the output ends
-        before.
-        """
+        """The next line in which the pattern is found; fails when the output ends before."""
         deadline = time.monotonic() + within_s
         while True:
             try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.errors import ModelError
 from engine.model.facts import ModelFacts, facts_from_config
+from engine.model.tensor_shapes import tensor_shapes
 
 _INDEX = "model.safetensors.index.json"
 _DTYPES: dict[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -14,15 +15,19 @@ _FETCH_AGAIN = "fetch the model again (a git clone also needs `git lfs pull`)"
 
 
 def check_directory(directory: Path) -> None:
-    """Looks whether everything is there that serving needs, and complete.
+    """Looks whether everything is there that serving needs, complete, and of one model.
 
     Raises:
-        ModelError: Something is missing, cut short or of a format that cannot be read.
+        ModelError: Something is missing, cut short or of a format that cannot be read, or the
+            weights are not those of config.json.
     """
-    read_facts(directory)
-    for file in weight_files(directory):
-        _read_header(file)
+    facts = read_facts(directory)
+    headers = [_read_header(file) for file in weight_files(directory)]
+    _check_tensors(
+        directory, facts, {name: entry for each in headers for name, entry in each.items()}
+    )
     if (directory / "tokenizer.json").is_file():
+        _read_json(directory / "tokenizer.json")
         return
     if (directory / "tokenizer.model").is_file():
         raise ModelError(
@@ -77,6 +82,19 @@ def weight_files(directory: Path) -> list[Path]:
             "save it once with transformers: from_pretrained(...).save_pretrained(DIR)",
         )
     raise ModelError(f"model.safetensors is missing: {directory}", _FETCH_AGAIN)
+
+
+def _check_tensors(directory: Path, facts: ModelFacts, stored: dict[str, Any]) -> None:
+    """Raises ModelError unless all tensors are there, in their shapes; others do no harm."""
+    hint = "config.json and the weights belong to different models, or a file is missing"
+    for name, shape in tensor_shapes(facts).items():
+        if name not in stored:
+            raise ModelError(
+                f"weights do not fit config.json, {name} is missing: {directory}", hint
+            )
+        if stored[name]["shape"] != list(shape):
+            wrong = f"{name} has shape {stored[name]['shape']}, not {list(shape)}"
+            raise ModelError(f"weights do not fit config.json, {wrong}: {directory}", hint)
 
 
 def _stored_dtype(directory: Path) -> str:

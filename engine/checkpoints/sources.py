@@ -1,6 +1,7 @@
 """Where a model's files come from: one directory in Hugging Face's format for every choice."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -12,7 +13,7 @@ from engine.checkpoints.tiny import tiny_directory
 from engine.config import ModelKind, ModelOptions
 from engine.errors import ModelError
 
-__all__ = ["default_name", "model_directory", "read_facts", "weight_files"]
+__all__ = ["default_name", "model_directory", "pinned", "read_facts", "weight_files"]
 
 
 def model_directory(model: ModelOptions, progress: Progress = silent) -> Path:
@@ -39,6 +40,17 @@ def model_directory(model: ModelOptions, progress: Progress = silent) -> Path:
             return hub_directory(_repo(model), model.revision, progress)
         case _:
             assert_never(model.kind)
+
+
+def pinned(model: ModelOptions, directory: Path) -> ModelOptions:
+    """The model at the commit that was found, whatever is pushed to its branch from now on.
+
+    Args:
+        directory: Its `model_directory`.
+    """
+    if model.kind is not ModelKind.hub:
+        return model
+    return replace(model, revision=directory.name)  # the hub's cache names it after the commit
 
 
 def default_name(model: ModelOptions) -> str:

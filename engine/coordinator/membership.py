@@ -35,11 +35,12 @@ class Registry:
     """Processes of one deployment. Every change of a state makes a new membership epoch.
 
     Args:
-        silence_s: A rank is suspect after so long without a heartbeat, or without a step while it
-            has work.
+        silence_s: A process is suspect after so long without a heartbeat.
+        progress_s: A rank is suspect after so long without progress while it has work.
     """
 
     silence_s: float
+    progress_s: float
     epoch: int = 0
     state: DeploymentState = DeploymentState.serving
     _planned: dict[str, ProcessSpec] = field(default_factory=dict)
@@ -50,9 +51,7 @@ class Registry:
         self.epoch += 1
 
     def register(self, hello: Register, now: float) -> bool:
-        """Takes a process in. False if a newer incarnation of it, or its own end, is known
-        already.
-        """
+        """Takes a process in. False if it is lost, or a newer incarnation of it is there."""
         known = self._processes.get(hello.name)
         if known is not None and hello.incarnation <= known.hello.incarnation:
             return hello.incarnation == known.hello.incarnation and self._is_alive(known)
@@ -161,7 +160,7 @@ class Registry:
         if now - process.heard > self.silence_s:
             return f"silent for {now - process.heard:.1f} s"
         must_step = process.hello.role is Role.engine
-        if must_step and now - process.progressed > self.silence_s:
+        if must_step and now - process.progressed > self.progress_s:
             return f"has work but makes no progress for {now - process.progressed:.1f} s"
         return ""
 

@@ -1,9 +1,8 @@
-"""The coordinator as a process: sockets and clock around the registry. Never on a request's
-path.
-"""
+"""The coordinator as a process: sockets and clock around the registry."""
 
 import fcntl
 import logging
+import math
 import os
 import platform
 import shutil
@@ -24,6 +23,7 @@ from engine.protocol import (
     TO_COORDINATOR,
     ApplyPlan,
     BeginDrain,
+    DeploymentState,
     Drained,
     GetPlan,
     Heartbeat,
@@ -42,9 +42,7 @@ from engine.protocol import (
 logger = logging.getLogger(__name__)
 
 _REPEAT_S = 0.5
-"""Membership is published anew so often when nothing changes: ages stay fresh, and one lost message
-is made good.
-"""
+"""Seconds between two memberships when nothing changes: a lost message is made good."""
 
 
 def run(
@@ -71,9 +69,7 @@ def run(
 
 
 def remove_if_abandoned(run_directory: Path) -> None:
-    """Removes a run directory whose lock nobody holds: a launcher that lives, or a new one, holds
-    it.
-    """
+    """Removes a run directory whose lock nobody holds, as a launcher that lives does."""
     try:
         lock = os.open(run_directory / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -94,7 +90,7 @@ class Coordinator:
         self, process: ProcessSpec, settings: Settings, endpoint: str, incarnation: int
     ) -> None:
         self._itself = Heartbeat(process.name, incarnation)
-        self._registry = Registry(settings.health.silence_s)
+        self._registry = Registry(settings.health.silence_s, settings.health.progress_s)
         self._interval_s = settings.coordinator.interval_s
         self._plan = msgspec.Raw(ENCODER.encode(None))
         self._context = zmq.Context()
@@ -106,6 +102,7 @@ class Coordinator:
         self._registry.register(_hello(process, incarnation, endpoint), time.monotonic())
         self._registry.enter_phase(process.name, incarnation, Phase.ready, time.monotonic())
         self._stopping = False
+        self._logged_states: dict[str, ProcessState] = {}
         self._published_epoch = -1
         self._published_at = 0.0
 
@@ -120,7 +117,7 @@ class Coordinator:
         for source in (self._inbox, self._members, self._wake):
             poller.register(source, zmq.POLLIN)
         while not self._stopping:
-            ready = dict(poller.poll(round(self._interval_s * 1000)))
+            ready = dict(poller.poll(math.ceil(self._interval_s * 1000)))
             if self._inbox in ready:
                 self._receive()
             someone_new = self._members in ready and self._take_subscriptions()
@@ -128,7 +125,10 @@ class Coordinator:
             self._registry.heartbeat(self._itself, now)
             self._registry.tick(now)
             changed = self._registry.epoch != self._published_epoch
-            if someone_new or changed or now - self._published_at >= _REPEAT_S:
+            # who drains wants to see the requests in flight get fewer
+            is_draining = self._registry.state is DeploymentState.draining
+            repeat_s = self._interval_s if is_draining else _REPEAT_S
+            if someone_new or changed or now - self._published_at >= repeat_s:
                 self._publish(now)
 
     def close(self) -> None:
@@ -138,9 +138,9 @@ class Coordinator:
 
     def _receive(self) -> None:
         while self._inbox.poll(0):
-            sender, frame = self._inbox.recv_multipart()
+            sender, *frames = self._inbox.recv_multipart()
             try:
-                message = transport.decode(TO_COORDINATOR, frame, sender.hex())
+                message = transport.decode(TO_COORDINATOR, b"".join(frames), sender.hex())
             except ProtocolError:
                 logger.exception("message ignored")
                 continue
@@ -198,8 +198,10 @@ class Coordinator:
     def _publish(self, now: float) -> None:
         membership = self._registry.membership(now)
         for member in membership.members:
-            if member.state in (ProcessState.suspect, ProcessState.lost) and member.since_s == 0:
+            is_new = self._logged_states.get(member.name) is not member.state
+            if is_new and member.state in (ProcessState.suspect, ProcessState.lost):
                 logger.warning("%s is %s: %s", member.name, member.state.value, member.reason)
+            self._logged_states[member.name] = member.state
         transport.send(self._members, membership)
         self._published_epoch, self._published_at = self._registry.epoch, now
 

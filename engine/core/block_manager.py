@@ -1,6 +1,4 @@
-"""Who holds which block of the paged KV cache, and which blocks can be found again by what is in
-them. Pure.
-"""
+"""Who holds which block of the paged KV cache, and which can be found by their content. Pure."""
 
 from collections import OrderedDict
 
@@ -32,8 +30,7 @@ class BlockManager:
         return -(-num_tokens // self.block_size)
 
     def admit(self, request: Request) -> bool:
-        """Gives a waiting request blocks for all its tokens, published ones where its prefix is
-        known.
+        """Gives a waiting request blocks for all its tokens, published ones for a known prefix.
 
         Sets `num_computed` to the tokens found; at least one token is left to compute, since its
         logits are wanted. False, and nothing changed, if there are not enough.
@@ -51,9 +48,7 @@ class BlockManager:
         return True
 
     def grow(self, request: Request) -> bool:
-        """Gives a running request a block for its newest token if it needs one. False if there is
-        none.
-        """
+        """Gives a running request a block for its newest token if needed. False if none is free."""
         if self.num_needed(len(request.token_ids)) <= len(request.block_ids):
             return True
         if not self._free:
@@ -62,9 +57,7 @@ class BlockManager:
         return True
 
     def publish(self, request: Request, num_before: int) -> None:
-        """Makes blocks findable that became full of computed tokens since `num_before` were
-        computed.
-        """
+        """Makes blocks findable that became full since `num_before` tokens were computed."""
         if not self._prefix_caching:
             return
         first, last = num_before // self.block_size, request.num_computed // self.block_size
@@ -78,9 +71,7 @@ class BlockManager:
                 self._hash_of[block] = content
 
     def release(self, request: Request) -> None:
-        """Takes a request's blocks back; published ones stay findable, the end of a prefix is given
-        away first.
-        """
+        """Takes back a request's blocks: still findable, a prefix's end given away first."""
         for block in reversed(request.block_ids):
             self._holders[block] -= 1
             if not self._holders[block]:

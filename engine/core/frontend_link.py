@@ -35,8 +35,7 @@ class FrontendLink:
         self._last_received = -1
 
     def note_received(self, sequence: int) -> None:
-        """Takes a message's number; a gap is told to the front end at once, which fails the
-        requests in it."""
+        """Takes a message's number; a gap is told at once, so that its requests fail."""
         expected = self._last_received + 1
         self._last_received = sequence
         if sequence > expected:
@@ -44,8 +43,7 @@ class FrontendLink:
             self.send([], lost=(expected, sequence - 1))
 
     def send(self, outputs: list[RequestOutput], lost: tuple[int, int] | None = None) -> None:
-        """Sends one step's outputs. A full queue loses them, which the gap in the numbers then
-        shows."""
+        """Sends one step's outputs. A full queue loses them, which the numbers then show."""
         message = EngineOutputs(
             rank=self._rank,
             incarnation=self._incarnation,

@@ -1,6 +1,4 @@
-"""An engine core as a process: its sockets to the front ends, its link to the coordinator, its
-loop.
-"""
+"""An engine core as a process: sockets to the front ends, link to the coordinator, loop."""
 
 import logging
 import os
@@ -102,9 +100,7 @@ class CoreProcess:
         logger.info("ready")
 
     def main_loop(self) -> None:
-        """Receives, steps and sends until told to stop; waits only when there is nothing to
-        compute.
-        """
+        """Receives, steps and sends until told to stop; waits only when it has no work."""
         while not self._stopping:
             self._receive(None if not self.num_requests else 0)
             self.num_requests = self._core.num_requests

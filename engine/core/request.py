@@ -41,8 +41,7 @@ class Request:
         return len(self.token_ids) - self.num_computed
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Hashes of the first blocks, each chained to the one before, so that it stands for the
-        whole prefix.
+        """Hashes of the first blocks, each chained to the one before: it stands for its prefix.
 
         SHA-256, since a collision would show one request's text to another.
         """

@@ -1,6 +1,4 @@
-"""Which tokens of which requests are computed in the next step. Pure: no torch, no sockets, no
-clock.
-"""
+"""Which tokens of which requests are computed next. Pure: no torch, no sockets, no clock."""
 
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -20,9 +18,7 @@ class Scheduled:
 
     @property
     def wants_token(self) -> bool:
-        """Whether the step ends with the request's last known token, so that a new one comes of
-        it.
-        """
+        """Whether the step reaches the request's last known token, so that a new one follows."""
         return self.num_tokens == self.request.num_uncomputed
 
 
@@ -36,12 +32,11 @@ class Produced:
 
 
 class Scheduler:
-    """Continuous batching: running requests first, then waiting ones as they came, all within a
-    token budget.
+    """Continuous batching: running requests first, then waiting ones as they came, in a budget.
 
-    A prompt longer than the budget is computed in chunks. When blocks run out the youngest running
-    request gives its blocks back and starts again later (preemption by recompute); its tokens so
-    far are kept.
+    The budget is of tokens: a longer prompt is computed in chunks. When blocks run out the youngest
+    running request gives its blocks back and starts again later (preemption by recompute); its
+    tokens so far are kept.
     """
 
     def __init__(
@@ -66,10 +61,6 @@ class Scheduler:
     def num_requests(self) -> int:
         return len(self._by_key)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
-
     def add(self, request: Request) -> None:
         """Takes a request.
 
@@ -86,9 +77,7 @@ class Scheduler:
         self._waiting.append(request)
 
     def abort(self, key: RequestKey) -> None:
-        """Forgets a request and frees its blocks; unknown keys are requests that ended
-        meanwhile.
-        """
+        """Forgets a request and frees its blocks; one that is unknown has ended meanwhile."""
         request = self._by_key.get(key)
         if request is not None:
             (self._running if request in self._running else self._waiting).remove(request)

@@ -101,7 +101,8 @@ class Writer(Protocol):
 
 
 class ChatWriter:
-    """
+    """Writes an answer of `/v1/chat/completions`.
+
     Args:
         includes_usage: The stream ends with the usage; all events before say that theirs is null.
     """
@@ -145,7 +146,8 @@ class ChatWriter:
 
 
 class TextWriter:
-    """
+    """Writes an answer of `/v1/completions`.
+
     Args:
         includes_usage: As of `ChatWriter`.
     """

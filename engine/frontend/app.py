@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from engine import __version__
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
+from engine.frontend.body_limit import max_body_bytes
 from engine.frontend.completion import AnswerStream, Completion, whole_answer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
@@ -46,7 +47,8 @@ def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
     ):
         app.add_api_route(path, get, methods=["GET"], response_model=None, responses=errors)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
-    return Gate(app, front_end.admission)
+    limit = max_body_bytes(front_end.settings.max_model_len)
+    return Gate(app, front_end.admission, limit)
 
 
 class Api:

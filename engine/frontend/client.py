@@ -18,6 +18,7 @@ from engine.protocol import (
     ENGINE_OUTPUTS,
     AbortRequests,
     AddRequest,
+    EngineOutputs,
     Member,
     ProcessState,
 )
@@ -37,14 +38,20 @@ class EngineClient:
     Args:
         requests: Bound ROUTER to the engines.
         outputs: Bound PULL from the engines.
+        silence_s: After this, an engine that has not said that it has a request is asked.
     """
 
     def __init__(
-        self, requests: zmq.Socket[bytes], outputs: zmq.Socket[bytes], policy: BalancerPolicy
+        self,
+        requests: zmq.Socket[bytes],
+        outputs: zmq.Socket[bytes],
+        policy: BalancerPolicy,
+        silence_s: float,
     ) -> None:
         self._requests = requests
         self._outputs = outputs
         self._policy = policy
+        self._silence_s = silence_s
         self._in_flight = InFlight()
         self._request_ids = itertools.count()
         self._last_rank = -1
@@ -62,11 +69,19 @@ class EngineClient:
         self._receive()  # the descriptor tells only of what comes from now on
 
     def apply(self, members: Sequence[Member]) -> None:
-        """Takes over who is there; requests at engines that are gone fail at once."""
+        """Takes over who is there; requests at engines that are gone fail at once.
+
+        The coordinator publishes at least twice a second, so this is also where lost requests are
+        looked for.
+        """
         self._in_flight.apply(members)
         for engine in self._in_flight.engines.values():
             if engine.state is ProcessState.ready and not engine.is_reachable:
                 self._greet(engine)
+            elif engine.has_unheard and self._loop.time() - engine.sent_s > self._silence_s:
+                # If the last message was lost, no later one shows the gap: this one does. An engine
+                # that is only slow has nothing to do for it.
+                self._send(engine, AbortRequests(engine.next_sequence, []))
 
     @property
     def connected_ranks(self) -> set[int]:
@@ -92,7 +107,7 @@ class EngineClient:
     def end(self, reason: str) -> None:
         """Fails every request; nobody is asked any more."""
         for engine in self._in_flight.engines.values():
-            self._abort(engine, self._in_flight.fail(engine, reason))
+            self._abort(engine, self._in_flight.end(engine, reason))
         self._in_flight.apply([])
 
     def close(self) -> None:
@@ -112,9 +127,18 @@ class EngineClient:
             except ProtocolError:
                 logger.exception("outputs ignored")
                 continue
+            self._take(outputs)
+
+    def _take(self, outputs: EngineOutputs) -> None:
+        try:
             failed = self._in_flight.receive(outputs)
-            if failed:
-                self._abort(self._in_flight.engines[outputs.rank], failed)
+        except Exception:  # a defect; what waits in the queue must be read all the same
+            logger.exception("outputs of rank %s could not be taken", outputs.rank)
+            failed = self._in_flight.fail(
+                self._in_flight.engines[outputs.rank], "its outputs could not be taken"
+            )
+        if failed:
+            self._abort(self._in_flight.engines[outputs.rank], failed)
 
     def _end(self, generation: Generation) -> None:
         engine = self._in_flight.remove(generation)
@@ -146,6 +170,7 @@ class EngineClient:
             self._greetings[engine] = timer
             return False
         engine.next_sequence += 1
+        engine.sent_s = self._loop.time()
         if not engine.is_reachable:
             engine.is_reachable = True
             self._on_reached()

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from engine.frontend import refusals
 from engine.frontend.errors import (
     ApiError,
+    BodyTooLarge,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -56,6 +57,8 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
         case 405:
             allowed = (problem.headers or {}).get("Allow", "")
             error = MethodNotAllowed(f"Method not allowed: {call}. Allowed: {allowed}.", allowed)
+        case 413:
+            error = BodyTooLarge(f"{problem.detail}.", code="body_too_large")
         case status:
             error = InvalidRequest(f"{problem.detail}.", code="invalid_body")
             error.status = status

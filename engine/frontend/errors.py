@@ -57,6 +57,13 @@ class MethodNotAllowed(InvalidRequest):
         self.headers = {"Allow": allowed}
 
 
+class BodyTooLarge(InvalidRequest):
+    """The rest of the body is not read, so the connection is of no more use."""
+
+    status = 413
+    headers = {"Connection": "close"}
+
+
 class EngineFailed(ApiError):
     """An engine core could not answer, and says why."""
 

@@ -91,7 +91,7 @@ class FrontEnd:
             return
         logger.info("ending: %s", reason)
         self.admission.drain()
-        self.client.end(f"this server ends: {reason}")
+        self.client.end(reason)
         self.ended.set()
 
     def end_from_thread(self, reason: str) -> None:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.frontend.admission import Admission
+from engine.frontend.body_limit import limited
 from engine.frontend.error_responses import error_response
 from engine.frontend.errors import Draining
 
@@ -23,11 +24,15 @@ class Gate:
 
     A client's own `X-Request-Id` is kept if it is printable ASCII of up to 128 characters; the
     answer and the log lines name the request by it.
+
+    Args:
+        max_body_bytes: A longer body is not read to its end.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission, max_body_bytes: int) -> None:
         self._app = app
         self._admission = admission
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
@@ -39,6 +44,7 @@ class Gate:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
+        receive = limited(scope, receive, self._max_body_bytes)
         try:
             if scope["method"] == "POST":
                 with self._admission.entered():

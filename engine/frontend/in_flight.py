@@ -7,7 +7,7 @@ once and is never waited for.
 import logging
 from collections.abc import Callable, Iterable
 
-from engine.frontend.errors import EngineFailed, Unavailable
+from engine.frontend.errors import ApiError, Draining, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.readiness import newest_engines
 from engine.protocol import (
@@ -29,6 +29,8 @@ class Engine:
     Attributes:
         is_reachable: The last message to it could be sent.
         next_sequence: Number of the next message to it.
+        sent_s: When the last message to it was sent.
+        acknowledged: Number of the last message that it says it has.
         expected: Number of the next outputs from it.
         work: Sum over its generations.
     """
@@ -40,6 +42,8 @@ class Engine:
         self.state = ProcessState.starting
         self.is_reachable = False
         self.next_sequence = 0
+        self.sent_s = 0.0
+        self.acknowledged = -1
         self.expected = 0
         self.work = 0
         self.generations: dict[int, Generation] = {}
@@ -47,6 +51,12 @@ class Engine:
     @property
     def takes_work(self) -> bool:
         return self.state is ProcessState.ready and self.is_reachable
+
+    @property
+    def has_unheard(self) -> bool:
+        """Whether there are requests that it has not said it has."""
+        generations = self.generations.values()
+        return any(generation.sequence > self.acknowledged for generation in generations)
 
 
 class InFlight:
@@ -101,6 +111,7 @@ class InFlight:
         if engine is None or engine.incarnation != outputs.incarnation:
             return []  # late words of an engine that is no more
         expected, engine.expected = engine.expected, outputs.sequence + 1
+        engine.acknowledged = outputs.acknowledged
         if outputs.sequence != expected:
             problem = f"outputs {expected} to {outputs.sequence - 1} were lost"
             logger.error("engine %s.%s: %s", engine.rank, engine.incarnation, problem)
@@ -126,6 +137,18 @@ class InFlight:
             logger.warning("%d requests of rank %s fail: %s", len(failed), engine.rank, reason)
         return failed
 
+    def end(self, engine: Engine, reason: str) -> list[Generation]:
+        """Fails all requests of an engine because this process ends.
+
+        Returns:
+            The requests.
+        """
+        failed = list(engine.generations.values())
+        for generation in failed:
+            message = f"This server ends before the answer was complete: {reason}."
+            _fail_with(engine, generation, Draining(message, code="draining"))
+        return failed
+
     def _fail_unheard(self, engine: Engine, first: int, last: int) -> None:
         logger.error(
             "engine %s.%s: messages %s to %s never arrived there",
@@ -139,8 +162,8 @@ class InFlight:
 def _deliver(engine: Engine, generation: Generation, output: RequestOutput) -> None:
     match output.finish_reason:
         case FinishReason.error:
-            _drop(engine, generation)
-            generation.fail(EngineFailed(output.error or "the engine failed", code="engine_failed"))
+            message = output.error or "the engine failed"
+            _fail_with(engine, generation, EngineFailed(message, code="engine_failed"))
         case FinishReason.abort:
             _fail(engine, generation, "the engine gave up the request")
         case FinishReason.stop | FinishReason.length:
@@ -153,8 +176,13 @@ def _deliver(engine: Engine, generation: Generation, output: RequestOutput) -> N
 
 
 def _fail(engine: Engine, generation: Generation, reason: str) -> None:
+    problem = Unavailable(f"Rank {engine.rank} failed: {reason}", code="rank_failed")
+    _fail_with(engine, generation, problem)
+
+
+def _fail_with(engine: Engine, generation: Generation, problem: ApiError) -> None:
     _drop(engine, generation)
-    generation.fail(Unavailable(f"Rank {engine.rank} failed: {reason}", code="rank_failed"))
+    generation.fail(problem)
 
 
 def _drop(engine: Engine, generation: Generation) -> None:

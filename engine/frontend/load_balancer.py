@@ -8,7 +8,8 @@ from engine.config import BalancerPolicy
 OUTPUT_HORIZON = 256
 """Output tokens of one request that count as work. `max_tokens` is a limit that few requests reach
 and that clients often leave at the whole context: without a cap one such request would outweigh a
-hundred others that will run as long."""
+hundred others that will run as long.
+"""
 
 
 def choose(policy: BalancerPolicy, work: Mapping[int, int], last: int) -> int:

@@ -53,7 +53,9 @@ def run(
         _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
     ):
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
-        client = EngineClient(requests, outputs, settings.balancer.policy)
+        client = EngineClient(
+            requests, outputs, settings.balancer.policy, settings.health.silence_s
+        )
         register = _register(process, incarnation, endpoints)
         uvloop.run(_live(settings, coordinator_endpoint, register, client, lifeline, sockets))
 

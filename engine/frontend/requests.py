@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from engine.frontend.parameters import RequestModel, Text, Unicode, fault, ignored, not_yet
 
@@ -35,6 +35,16 @@ class TextPart(RequestModel):
 
 
 class ChatMessage(RequestModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"role": {"const": "assistant"}}},
+            "else": {
+                "required": ["content"],
+                "properties": {"content": {"not": {"type": "null"}}},
+            },
+        }
+    )
+
     role: Literal["system", "developer", "user", "assistant"]
     """`developer` is another name for `system`."""
     content: (

@@ -1,5 +1,6 @@
-"""Paged attention by plain torch operators: one gather, two batched products and a softmax per
-group of tiles.
+"""Paged attention by plain torch operators.
+
+One gather, two batched products and a softmax per group of tiles (see batch.py).
 
 Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H
 key-value heads, G query heads per key-value head, D head size, S slots (blocks * block size).
@@ -45,8 +46,9 @@ class PagedCache:
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, since padding is read (and masked): a NaN in it would spread. On a CPU they take
-    memory only where something is written.
+    """Zeros that, on a CPU, take memory only where something is written.
+
+    Zeros, since padding is read (and masked): a NaN in it would spread.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -68,7 +70,7 @@ class _GroupStep:
     block_rows: torch.Tensor
     """[2*H*N, B] rows of the cache to gather."""
     mask: torch.Tensor
-    """[H*N, G*T, L] 0 where a token may look, -inf elsewhere."""
+    """[N, T, L] 0 where a token may look, -inf elsewhere."""
 
 
 @dataclass(slots=True)
@@ -114,9 +116,9 @@ class PagedAttention:
         heads = torch.arange(2 * self.num_kv_heads) * self.num_blocks
         block_rows = heads[:, None, None] + torch.from_numpy(group.block_tables)
         positions = torch.from_numpy(group.starts)[:, None] + torch.arange(group.tile_tokens)
-        hidden = torch.arange(context) > positions[..., None]
-        mask = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
-        mask = mask.repeat(self.num_kv_heads, self.num_groups, 1)
+        reach = positions.to(self.device)[..., None]
+        hidden = torch.arange(context, device=self.device) > reach
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return _GroupStep(
             begin=group.begin,
             end=group.begin + num_tiles * group.tile_tokens,
@@ -125,7 +127,7 @@ class PagedAttention:
             num_batches=self.num_kv_heads * num_tiles,
             context=context,
             block_rows=block_rows.view(-1, num_blocks).to(self.device),
-            mask=mask.to(self.device),
+            mask=mask.masked_fill_(hidden, float("-inf")),
         )
 
     def __call__(
@@ -154,6 +156,7 @@ class PagedAttention:
         )
         keys, values = cache.gather(group)
         rows = queries.reshape(n, t, h, g, d).permute(2, 0, 3, 1, 4).reshape(h * n, g * t, d)
-        scores = torch.baddbmm(group.mask, rows, keys.transpose(1, 2), alpha=d**-0.5)
+        scores = torch.bmm(rows * d**-0.5, keys.transpose(1, 2))
+        scores.view(h, n, g, t, group.context).add_(group.mask[:, None])
         mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
         return mixed.view(h, n, g, t, d).permute(1, 3, 0, 2, 4).reshape(n * t, h * g * d)

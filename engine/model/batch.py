@@ -6,7 +6,7 @@ prefill chunk some longer ones. All per-token tensors are in tile order, so that
 of them and no token is padded; only contexts are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,25 +15,15 @@ import numpy.typing as npt
 from engine.model.runner import Chunk
 
 MAX_TILE_TOKENS = 128
-"""Short enough to skip most of what the causal mask would hide, long enough for full matrix
-products.
-"""
+"""Short: little is computed that the causal mask hides; long: matrix products are full."""
 MAX_GROUP_SCORES = 1 << 21
-"""Most attention scores per query head of one group: bounds scratch memory and keeps it near the
-caches.
-"""
+"""Most attention scores per query head of one group: bounds scratch memory, keeps it cached."""
 MAX_GROUP_CONTEXT = 4096
-"""Most tokens of context in one group of several tiles: what is gathered is used while it is still
-in the caches.
-"""
+"""Most context tokens in one group of several tiles: what is gathered is used while cached."""
 _CONTEXT_STEP = 1.25
-"""Contexts in one group differ by no more than this factor, so that at most a fifth of the gathered
-cache is padding.
-"""
+"""Contexts in one group differ by this factor at most: at most a fifth of them is padding."""
 _CONTEXT_SLACK = 64
-"""Tokens by which contexts in one group may differ anyway: short ones are not worth a group of
-their own.
-"""
+"""Tokens by which contexts in one group may differ anyway: short ones need no own group."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -114,17 +104,13 @@ def lay_out(chunks: Sequence[Chunk], block_size: int) -> Layout:
     )
 
 
-def _tiles(index: int, chunk: Chunk) -> list[_Tile]:
-    length = len(chunk.token_ids)
-    return [
-        _Tile(
-            index,
-            offset,
-            (size := min(MAX_TILE_TOKENS, length - offset)),
-            chunk.start + offset + size,
-        )
-        for offset in range(0, length, MAX_TILE_TOKENS)
-    ]
+def _tiles(index: int, chunk: Chunk) -> Iterator[_Tile]:
+    offset = 0
+    while offset < len(chunk.token_ids):
+        most = MAX_GROUP_SCORES // (chunk.start + offset + MAX_TILE_TOKENS)
+        length = min(MAX_TILE_TOKENS, max(1, most), len(chunk.token_ids) - offset)
+        yield _Tile(index, offset, length, chunk.start + offset + length)
+        offset += length
 
 
 def _groups(tiles: list[_Tile], chunks: Sequence[Chunk], block_size: int) -> list[TileGroup]:

@@ -6,9 +6,7 @@ from engine.model.runner import Chunk
 
 
 class DummyRunner:
-    """Answers every request with the same letters again and again: `abcd...`, as the byte-level
-    tokenizer has them.
-    """
+    """Answers with `abcd...`, again and again, as the byte-level tokenizer has the letters."""
 
     def load_weights(self) -> None:
         pass

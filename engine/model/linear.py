@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 
 _PACKING_ROWS = 64
-"""Rows for which oneDNN lays weights out; 64 was seen to serve 1 to 512 rows well
-(docs/performance.md).
-"""
+"""Rows that oneDNN is told to expect; the number was seen to make no difference to 1 to 64 rows."""
 
 
 class Linear(Protocol):
@@ -47,9 +45,7 @@ class PackedLinear:
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest linear layer for the weight's device and type; weight is [out_features,
-    in_features].
-    """
+    """The fastest layer for the device and type of a weight [out_features, in_features]."""
     if weight.device.type == "cpu" and _can_pack(weight.dtype):
         return PackedLinear(weight, bias)
     return TorchLinear(weight, bias)

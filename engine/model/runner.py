@@ -24,9 +24,7 @@ class Chunk:
 
 
 class Runner(Protocol):
-    """What an engine core needs of a model. The methods are called once each, in this order, then
-    `execute`.
-    """
+    """What an engine core needs of a model: each method once, in this order, then `execute`."""
 
     def load_weights(self) -> None: ...
 

@@ -1,5 +1,4 @@
-"""Chooses next tokens: greedy rows by argmax, the others by the inverse of the cumulated
-probabilities.
+"""Chooses next tokens: the best one, or by the inverse of the cumulated probabilities.
 
 One uniform number decides a row, and it is a function of (seed, output index) alone, so that a
 request gives the same text whatever else is in its batch, and goes on with the same text on another
@@ -37,8 +36,9 @@ def sample(logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]) -
 
 
 def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) with 52 random bits (so that u * total < total in double precision), a
-    function of its arguments alone.
+    """A number in [0, 1), a function of its arguments alone.
+
+    It has 52 random bits, so that u * total < total in double precision.
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
     generators, 2014), applied to both arguments in turn.

@@ -1,6 +1,7 @@
 """Runs a model with torch in one worker, on a CPU or a GPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ class TorchRunner:
         self._dtype = _DTYPES[settings.dtype]
         self._device = torch.device("cpu")
         if settings.device is Device.cuda:
+            _check_cuda()
             self._device = torch.device("cuda", device_id or 0)
         torch.set_num_threads(num_threads)
 
@@ -61,11 +63,13 @@ class TorchRunner:
         )
         weights = Checkpoint(self._directory, self._dtype, self._device)
         max_len = self._settings.max_model_len
-        self._model = Llama(facts, weights, self._attention, max_len, self._on_layer)
+        with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
+            self._model = Llama(facts, weights, self._attention, max_len, self._on_layer)
 
     def allocate_cache(self) -> None:
         facts, cache = self._settings.facts, self._settings.cache
-        try:
+        what = f"a KV cache of {cache.num_blocks} blocks"
+        with _enough_memory(what, "profile.kv_cache_bytes=... with less than was planned"):
             self._caches = [
                 PagedCache(
                     cache.num_blocks,
@@ -77,16 +81,9 @@ class TorchRunner:
                 )
                 for _ in range(facts.num_hidden_layers)
             ]
-        except (torch.OutOfMemoryError, RuntimeError) as problem:
-            raise CapacityError(
-                f"no memory for a KV cache of {cache.num_blocks} blocks: {problem}",
-                "profile.kv_cache_bytes=... with less than was planned",
-            ) from problem
 
     def warm_up(self) -> None:
-        """One prefill and one decode, so that the first request finds everything loaded and
-        compiled.
-        """
+        """One prefill and one decode, so that the first request finds everything loaded."""
         block_size = self._settings.cache.block_size
         length = min(
             self._settings.max_num_batched_tokens, self._settings.max_model_len, block_size
@@ -112,3 +109,24 @@ class TorchRunner:
             return []
         rows = torch.from_numpy(layout.sampled_rows).to(self._device)
         return sample(self._model.logits(hidden_states.index_select(0, rows)), wanted)
+
+
+def _check_cuda() -> None:
+    if not torch.cuda.is_available():
+        raise CapacityError(
+            f"engine.device=cuda, but torch {torch.__version__} finds no CUDA device",
+            "engine.device=cpu, or install a CUDA build of torch that fits the driver",
+        )
+
+
+@contextmanager
+def _enough_memory(what: str, hint: str) -> Iterator[None]:
+    """Says what there was no memory for.
+
+    Raises:
+        CapacityError: There was none.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as problem:
+        raise CapacityError(f"no memory for {what}: {problem}", hint) from problem

@@ -47,7 +47,7 @@ class Serving:
 
     async def run(self, start_deadline_s: float) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signals.put_nowait, number)
         try:
             self._executor.reserve()
@@ -55,7 +55,7 @@ class Serving:
             return await self._until_end()
         finally:
             await self._deployment.stop()
-            self._executor.release(keep_logs=self._deployment.failed)
+            self._executor.release(keep_logs=self._deployment.failure is not None)
 
     async def _start(self, deadline_s: float) -> None:
         number = await self._unless_signal(self._deployment.start(deadline_s))
@@ -83,6 +83,7 @@ class Serving:
         if number is not None:
             await self._deployment.kill()
             raise Interrupted(number)
+        failure = failure or self._deployment.failure
         if failure is not None:
             raise failure
         return 0
@@ -98,7 +99,9 @@ class Serving:
             for each in done:
                 each.result()
         finally:
-            watching.cancel()
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _drain(self, limit_s: float) -> None:
         try:
@@ -117,7 +120,7 @@ class Serving:
         signalled = asyncio.ensure_future(self._signals.get())
         try:
             await asyncio.wait((waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
+            if not signalled.done():
                 waiting.result()
                 return None
             waiting.cancel()

@@ -1,6 +1,4 @@
-"""Listening sockets of the front ends: bound before anything is started, so that a taken port is
-known at once.
-"""
+"""Listening sockets of the front ends, bound first, so that a taken port is known at once."""
 
 import contextlib
 import errno

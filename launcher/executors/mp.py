@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -20,6 +21,14 @@ from launcher.executors.listening import listen, url
 from launcher.plan import DeploymentPlan
 from launcher.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
+_KILL_S = 5.0
+"""Seconds that the kernel gets to end a process that was killed."""
+_TAIL_BYTES = 64 << 10
+_MAX_LOG_BYTES = 32 << 20
+_TRIM_INTERVAL_S = 10.0
+
 
 @dataclass(slots=True)
 class _Child:
@@ -29,9 +38,7 @@ class _Child:
 
 
 class MpExecutor:
-    """Children get what they need through a pipe each, and end when it closes: by `stop`, or with
-    the launcher.
-    """
+    """Children hang on a pipe each, and end when it closes: by `stop`, or with the launcher."""
 
     def __init__(self, plan: DeploymentPlan) -> None:
         self._plan = plan
@@ -40,6 +47,7 @@ class MpExecutor:
         self._children: dict[str, _Child] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
+        self._trimmer: asyncio.Task[None] | None = None
         self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
         self.addresses: list[str] = []
         self.private_addresses: list[str] = []
@@ -50,6 +58,7 @@ class MpExecutor:
         self.addresses = [url(self._sockets[0])]
 
     async def start(self) -> None:
+        self._trimmer = asyncio.create_task(self._trim_logs())
         for process in self._plan.processes:
             await self._spawn(process)
 
@@ -57,9 +66,9 @@ class MpExecutor:
         return await self._exits.get()
 
     def log_tail(self, name: str, num_lines: int) -> list[str]:
-        with contextlib.suppress(OSError):
-            text = Path(self.log_path(name)).read_text(errors="replace")
-            return text.splitlines()[-num_lines:]
+        with contextlib.suppress(OSError), open(self.log_path(name), "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+            return log.read().decode(errors="replace").splitlines()[-num_lines:]
         return []
 
     def log_path(self, name: str) -> str:
@@ -70,13 +79,16 @@ class MpExecutor:
             if child.lifeline >= 0:
                 os.close(child.lifeline)
                 child.lifeline = -1
+        if self._trimmer is not None:
+            self._trimmer.cancel()
         if self._watchers:
-            _, late = await asyncio.wait(self._watchers, timeout=grace_s)
+            await asyncio.wait(self._watchers, timeout=grace_s)
             for child in self._children.values():
                 with contextlib.suppress(ProcessLookupError):
                     child.process.kill()
-            if late:
-                await asyncio.wait(late)
+            _, late = await asyncio.wait(self._watchers, timeout=_KILL_S)
+            if late:  # stuck in the kernel: nothing more can be done from here
+                logger.error("%d processes are still there after SIGKILL", len(late))
         self._children.clear()
         self._watchers.clear()
 
@@ -121,9 +133,7 @@ class MpExecutor:
             await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
 
     def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
-        """What a front end listens on: its TCP socket, and a private unix socket in the run
-        directory.
-        """
+        """What a front end listens on: its TCP socket, and a private unix socket."""
         if spec.role is not Role.frontend:
             return []
         index = int(spec.name.rpartition("-")[2])
@@ -134,6 +144,18 @@ class MpExecutor:
         private.listen()
         self.private_addresses.append(str(path))
         return [self._sockets[index], private]
+
+    async def _trim_logs(self) -> None:
+        """Keeps logs from filling the run directory, which may be memory.
+
+        A long one becomes `NAME.log.1`, in place of the one before, and starts anew.
+        """
+        while True:
+            await asyncio.sleep(_TRIM_INTERVAL_S)
+            for log in self._directory.logs.glob("*.log"):
+                if log.stat().st_size > _MAX_LOG_BYTES:
+                    await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
+                    os.truncate(log, 0)  # the process appends to it
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()

@@ -1,8 +1,11 @@
-"""Greedy decoding in float32 held against Hugging Face transformers, token by token (DESIGN section
-7).
+"""Greedy decoding in float32 held against Hugging Face transformers, token by token.
+
+The rule: every token is the one that the reference finds best after the same tokens. Only where
+the reference's two candidates are as good as equal may the texts part.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.config import Settings
 from engine.core.engine_core import EngineCore
+from engine.core.request import Request
 from engine.model.torch_runner import TorchRunner
 from engine.protocol import AddRequest
 from engine.sampling import SamplingParams
@@ -44,9 +48,23 @@ class Reference:
                 return  # after a tie the texts go different ways
 
 
+@dataclass
+class Seen:
+    """How requests were run: tells whether what a test is named for has happened."""
+
+    requests: dict[int, Request] = field(default_factory=dict)
+    """By the index of the prompt."""
+    num_steps: int = 0
+
+    @property
+    def num_cached(self) -> int:
+        """Prompt tokens that the prefix cache gave, of all requests."""
+        return sum(request.num_cached for request in self.requests.values())
+
+
 def make_core(settings: Settings, directory: Path) -> EngineCore:
     """An engine core with the real model, on the device of the settings."""
-    runner = TorchRunner(settings, directory, device_id=0, num_threads=2)
+    runner = TorchRunner(settings, directory, device_id=0, num_threads=1)
     runner.load_weights()
     runner.allocate_cache()
     runner.warm_up()
@@ -58,12 +76,15 @@ def run(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     arrivals: Sequence[int] = (),
+    seen: "Seen | None" = None,
 ) -> list[list[int]]:
     """Greedy outputs of the prompts.
 
     Args:
         arrivals: The step before which each prompt arrives; all at once if not given.
+        seen: Takes what happened on the way.
     """
+    seen = seen if seen is not None else Seen()
     greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
     outputs: list[list[int]] = [[] for _ in prompts]
     due = sorted(zip(arrivals or [0] * len(prompts), range(len(prompts)), strict=True))
@@ -73,8 +94,10 @@ def run(
             _, index = due.pop(0)
             core.add_request("test", AddRequest(index, index, list(prompts[index]), greedy))
         for item in core.step() if core.num_requests else ():
+            seen.requests[item.request.key.request_id] = item.request
             outputs[item.request.key.request_id].append(item.token_id)
         step += 1
+    seen.num_steps = step
     return outputs
 
 

@@ -20,9 +20,7 @@ from engine.config import (
 
 
 def make_settings(directory: Path, **changes: Any) -> Settings:
-    """Float32 on the CPU with room for a few requests of 512 tokens; `cache` takes a dict of
-    changes.
-    """
+    """Float32 on a CPU, a few requests of 512 tokens; `cache` takes a dict of changes."""
     cache = CacheSettings(block_size=16, num_blocks=512, prefix_caching=True)
     settings = Settings(
         name="test",

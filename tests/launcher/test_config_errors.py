@@ -63,6 +63,26 @@ MISTAKES = [
         "cluster.path is no option of cluster=auto: cluster.path=x",
         "cluster=file cluster.path=x",
     ),
+    # A group without a default.
+    ("+ci=mp_tinny", "ci must be one of mp_tiny: mp_tinny", "+ci=mp_tiny"),
+    ("ci=mp_tinny", "ci must be one of mp_tiny: mp_tinny", "+ci=mp_tiny"),
+    (
+        "ci=mp_tiny",
+        "ci has no default, it is written with one +: ci=mp_tiny",
+        "+ci=mp_tiny",
+    ),
+    (
+        "++ci=mp_tiny",
+        "ci has no default, it is written with one +: ++ci=mp_tiny",
+        "+ci=mp_tiny",
+    ),
+    ("+cii=mp_tiny", "there is no option cii: +cii=mp_tiny", "+ci=mp_tiny"),
+    ("mp_tiny", "not an override: mp_tiny", "+ci=mp_tiny"),
+    (
+        "--ci=mp_tiny",
+        "there is no flag --ci: --ci=mp_tiny",
+        "options are overrides, without dashes: +ci=mp_tiny",
+    ),
     # Types.
     ("dp=two", "dp must be a whole number: two", "dp=1"),
     ("dp=", "dp must be a whole number: (empty)", "dp=1"),
@@ -140,6 +160,11 @@ def test_all_mistakes_are_named_at_once(flotilla):
         "drain_s must be a number: long",
         "hint: dp=2 topology=head_only engine.dtype=bfloat16 drain_s=30.0",
     ]
+
+
+def test_a_mistake_beside_a_right_choice_of_an_optional_group(flotilla):
+    code, out, err = flotilla("+ci=mp_tiny", "dp=x")
+    assert (code, out, err) == (2, "", "dp must be a whole number: x\nhint: dp=1\n")
 
 
 def test_each_value_of_a_sweep_is_looked_at(flotilla, tmp_path, monkeypatch):

@@ -203,3 +203,18 @@ def test_how_serving_fails_is_the_exit_code(
 
     serving(monkeypatch, tmp_path, serve)
     assert flotilla("model=tiny") == (code, "", message)
+
+
+def test_a_reader_that_leaves_early_is_no_error(environment: dict[str, str]):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "--help"],
+        env=environment,
+        cwd=ROOT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from engine.config import Device, DType, ModelKind
+from engine.model import batch
 from engine.model.facts import ModelFacts
+from launcher import memory
 from launcher.cluster import Cluster, Node
 from launcher.config import Action, LaunchConfig, PlanFormat, PlanOptions
 from launcher.errors import Refused
@@ -70,6 +72,11 @@ def refusal(config: LaunchConfig, *where: Any) -> tuple[str, str]:
 def test_gpus_are_taken_where_there_are_any():
     assert plan_for(config_of(), SMOLLM2, gpu_head(1)).settings.device is Device.cuda
     assert plan_for(config_of(), SMOLLM2, cluster_of()).settings.device is Device.cpu
+
+
+def test_gpus_that_the_topology_cannot_use_choose_nothing():
+    cluster = cluster_of(Node(id="other", cpus=8, memory_bytes=32 * GIB, gpus=1))
+    assert plan_for(config_of(), SMOLLM2, cluster).settings.device is Device.cpu
 
 
 def test_a_model_that_computes_nothing_needs_no_gpu():
@@ -150,9 +157,9 @@ def test_ranks_on_the_head_are_mended_with_the_ranks():
 
 
 def test_gpus_that_the_topology_does_not_use_are_named():
-    message, hint = refusal(config_of(), SMOLLM2, INVENTORY)
+    message, hint = refusal(config_of(engine__device=Device.cuda), SMOLLM2, INVENTORY)
     assert message == (
-        "dp=1 tp=1 engine.device=auto needs 1 GPU with topology=head_only:"
+        "dp=1 tp=1 engine.device=cuda needs 1 GPU with topology=head_only:"
         " head has 0 of 0 free, 1 too few;"
         " gpu-1 has 8 of 8 free, not used by topology=head_only;"
         " gpu-2 has 8 of 8 free, not used by topology=head_only"
@@ -243,7 +250,7 @@ def test_weights_larger_than_a_gpu_are_refused_with_the_workers_that_fit():
     message, hint = refusal(config_of(), LLAMA_8B, gpu_head(8, gib=16))
     assert message == (
         "a rank does not fit into tp=1 GPUs of 16.0 GiB on head: 15.0 GiB of weights (bfloat16),"
-        " 256.0 MiB of cache, 1.5 GiB per GPU to compute"
+        " 256.0 MiB of cache, 1.8 GiB per GPU to compute"
     )
     assert hint == "tp=2, or tp=4, or tp=8, or engine.device=cpu"
 
@@ -300,3 +307,7 @@ def test_what_the_deployment_is_not_does_not_change_the_digest():
 def test_any_input_changes_the_digest(inputs: dict[str, Any]):
     plan = plan_for(config_of())
     assert plan_for(**{"config": config_of(), **inputs}).digest != plan.digest
+
+
+def test_the_planner_reckons_with_the_scores_that_attention_computes_at_once():
+    assert memory.GROUP_SCORES == batch.MAX_GROUP_SCORES

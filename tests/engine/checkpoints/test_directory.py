@@ -72,6 +72,30 @@ def test_weights_cut_short_are_refused(checkpoint: Path):
     assert refused(checkpoint).endswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("num_hidden_layers", 4, "model.layers.3.input_layernorm.weight is missing"),
+        ("vocab_size", 300, "model.embed_tokens.weight has shape [260, 64], not [300, 64]"),
+        ("intermediate_size", 80, "model.layers.0.mlp.gate_proj.weight has shape [160, 64]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(checkpoint: Path, key: str, value, reason: str):
+    edit_config(checkpoint, lambda config: config.update({key: value}))
+    assert refused(checkpoint).startswith(f"weights do not fit config.json, {reason}")
+
+
+def test_tensors_that_nothing_reads_do_no_harm(checkpoint: Path):
+    edit_config(checkpoint, lambda config: config.update(tie_word_embeddings=True))
+    check_directory(checkpoint)
+
+
+def test_a_damaged_tokenizer_is_refused(checkpoint: Path):
+    content = (checkpoint / "tokenizer.json").read_bytes()
+    (checkpoint / "tokenizer.json").write_bytes(content[:-9])
+    assert refused(checkpoint).startswith("not valid JSON: ")
+
+
 @pytest.mark.parametrize(("content", "reason"), [("{", "not valid JSON"), ("[]", "not a JSON obj")])
 def test_a_damaged_config_is_refused(checkpoint: Path, content: str, reason: str):
     (checkpoint / "config.json").write_text(content)

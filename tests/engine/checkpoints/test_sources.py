@@ -1,11 +1,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.checkpoints.sources import default_name, model_directory, read_facts
+from engine.checkpoints.sources import default_name, model_directory, pinned, read_facts
 from engine.checkpoints.tiny import TINY_FACTS
 from engine.config import ModelKind, ModelOptions
 from engine.errors import ModelError
@@ -87,6 +88,7 @@ def test_a_model_in_the_cache_imports_nothing_heavy():
     model_directory(ModelOptions(kind=ModelKind.tiny))
     script = """
 import sys
+from dataclasses import replace
 from engine.checkpoints.sources import model_directory, read_facts
 from engine.config import ModelKind, ModelOptions
 read_facts(model_directory(ModelOptions(kind=ModelKind.tiny), print))
@@ -96,3 +98,10 @@ print(*{"gguf", "huggingface_hub", "numpy", "tokenizers", "safetensors"} & set(s
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stdout.strip() == ""
+
+
+def test_a_model_of_the_hub_is_pinned_to_the_commit_that_was_found():
+    model = ModelOptions(kind=ModelKind.hub, repo="a/b", revision="main")
+    assert pinned(model, Path("cache/snapshots/0123abc")) == replace(model, revision="0123abc")
+    other = ModelOptions(kind=ModelKind.path, path="x")
+    assert pinned(other, Path("x")) == other

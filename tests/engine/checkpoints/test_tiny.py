@@ -13,11 +13,11 @@ from engine.checkpoints.tiny import (
     END_TURN,
     PAD,
     TINY_FACTS,
-    tensor_shapes,
     tiny_directory,
     write_random_checkpoint,
 )
 from engine.model.facts import ModelFacts
+from engine.model.tensor_shapes import tensor_shapes
 
 VARIANTS = {
     "tiny": TINY_FACTS,

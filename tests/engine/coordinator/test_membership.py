@@ -13,7 +13,7 @@ def hello(name="engine-0", incarnation=1, rank=0, role=Role.engine, devices=()) 
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(silence_s=1.0)
+    return Registry(silence_s=1.0, progress_s=2.0)
 
 
 def ready(registry: Registry, **of) -> None:
@@ -56,20 +56,20 @@ def test_a_silent_rank_becomes_suspect_and_comes_back(registry):
     assert state(registry) is ProcessState.ready
 
 
-def test_a_rank_with_work_and_no_step_is_suspect_until_it_steps(registry):
+def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
     ready(registry)
-    for now in (0.5, 1.0, 1.5):
+    for now in (0.5, 1.0, 1.5, 2.0, 2.5):
         registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), now)
         registry.tick(now)
     assert state(registry) is ProcessState.ready  # the first beat brought progress: 0 to 7
-    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 1.8)
-    registry.tick(1.8)
-    [member] = registry.members(1.8)
+    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 2.6)
+    registry.tick(2.6)
+    [member] = registry.members(2.6)
     assert (member.state, member.reason) == (
         ProcessState.suspect,
-        "has work but makes no progress for 1.3 s",
+        "has work but makes no progress for 2.1 s",
     )
-    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 2.0)
+    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 2.8)
     assert state(registry) is ProcessState.ready
 
 

@@ -1,6 +1,4 @@
-"""Small random Llama checkpoints against transformers: tied and untied embeddings, grouped query
-heads, biases.
-"""
+"""Small random Llamas against transformers: tied or not, grouped query heads, biases."""
 
 import random
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from engine.checkpoints.tiny import write_random_checkpoint
 from engine.config import Device
 from engine.model.facts import ModelFacts
-from tests.engine.greedy import Reference, make_core, one_by_one, run
+from tests.engine.greedy import Reference, Seen, make_core, one_by_one, run
 from tests.engine.settings import make_settings
 
 pytestmark = pytest.mark.timeout(300)
@@ -79,20 +77,28 @@ def alone(directory: Path, prompts, device: Device) -> list[list[int]]:
     ("changes", "arrivals"),
     [
         ({"max_num_seqs": 16}, [(index * 5) % 30 for index in range(20)]),
-        ({"max_num_batched_tokens": 7, "max_num_seqs": 4}, []),
-        ({"max_model_len": 176, "cache": {"num_blocks": 20}}, []),
-        ({"cache": {"block_size": 1, "num_blocks": 4000}}, []),
-        ({"cache": {"prefix_caching": False}}, []),
+        ({"max_num_batched_tokens": 7, "max_num_seqs": 4}, [0] * 20),
+        ({"max_model_len": 176, "cache": {"num_blocks": 20}}, [0] * 20),
+        ({"cache": {"block_size": 1, "num_blocks": 4000}}, [0] * 20),
+        ({"cache": {"prefix_caching": False}}, [0] * 20),
     ],
     ids=["mixed", "chunked", "preempted", "blocks-of-one", "no-prefix-cache"],
 )
 def test_the_way_requests_are_run_does_not_change_their_tokens(
     directory, prompts, alone, device, changes, arrivals
 ):
-    core = make_core(make_settings(directory, device=device, **changes), directory)
+    settings = make_settings(directory, device=device, **changes)
+    core = make_core(settings, directory)
     reference = Reference(directory)
-    for arriving in (arrivals, []):  # the second time with prefix-cache hits, where there is one
-        outputs = run(core, prompts, 32, arriving)
-        for prompt, output, expected in zip(prompts, outputs, alone, strict=True):
-            if output != expected:
-                reference.check(prompt, output)
+    first, second = Seen(), Seen()
+    outputs = run(core, prompts, 32, arrivals, first)
+    outputs += run(core, prompts, 32, seen=second)  # with prefix-cache hits, where there is one
+    for prompt, output, expected in zip(prompts * 2, outputs, alone * 2, strict=True):
+        if output != expected:
+            reference.check(prompt, output)
+    if settings.cache.num_blocks == 20:  # too few to keep any prefix until it comes again
+        assert core.num_preemptions > 10
+    else:
+        assert (second.num_cached > 0) == settings.cache.prefix_caching
+    if settings.max_num_batched_tokens == 7:
+        assert first.num_steps >= sum(map(len, prompts)) / 7

@@ -1,6 +1,4 @@
-"""The real model in float32 gives transformers' tokens, however its requests are batched, cached,
-chunked or preempted.
-"""
+"""The real model gives transformers' tokens: batched, cached, chunked or preempted."""
 
 from pathlib import Path
 
@@ -9,7 +7,7 @@ from tokenizers import Tokenizer
 
 from engine.checkpoints.sources import model_directory
 from engine.config import ModelOptions
-from tests.engine.greedy import Reference, make_core, one_by_one, run
+from tests.engine.greedy import Reference, Seen, make_core, one_by_one, run
 from tests.engine.settings import make_settings
 
 pytestmark = pytest.mark.timeout(600)
@@ -62,9 +60,7 @@ def reference(directory: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def alone(directory: Path, prompts, reference: Reference) -> list[list[int]]:
-    """Each prompt's output when it runs alone: checked here, so that the other tests may compare
-    with it.
-    """
+    """Each prompt's output when it runs alone, checked here, for the other tests to compare."""
     core = make_core(make_settings(directory), directory)
     outputs = list(one_by_one(core, prompts, NUM_TOKENS))
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -94,8 +90,13 @@ def test_prefix_cache_hits(directory, prompts, reference):
     shared = [tokenizer.encode(PREFIX + text).ids for text in TEXTS]
     core = make_core(make_settings(directory), directory)
     first = run(core, shared[:1], NUM_TOKENS)
-    rest = run(core, shared[1:], NUM_TOKENS)
-    again = run(core, shared[:1], NUM_TOKENS)
+    with_others, with_itself = Seen(), Seen()
+    rest = run(core, shared[1:], NUM_TOKENS, seen=with_others)
+    again = run(core, shared[:1], NUM_TOKENS, seen=with_itself)
+    common = (len(tokenizer.encode(PREFIX).ids) - 1) // 16 * 16  # its last token may merge
+    assert common > 16
+    assert all(request.num_cached >= common for request in with_others.requests.values())
+    assert with_itself.num_cached == (len(shared[0]) - 1) // 16 * 16
     for prompt, output in zip(shared, first + rest, strict=True):
         reference.check(prompt, output)
     assert again == first
@@ -104,6 +105,9 @@ def test_prefix_cache_hits(directory, prompts, reference):
 def test_prefill_in_chunks_of_seven_tokens(directory, prompts, alone, reference):
     settings = make_settings(directory, max_num_batched_tokens=7, max_num_seqs=3)
     core = make_core(settings, directory)
+    longest, seen = max(prompts, key=len), Seen()
+    run(core, [longest], 1, seen=seen)
+    assert seen.num_steps == -(-len(longest) // 7) > 1
     check(run(core, prompts, NUM_TOKENS), alone, prompts, reference)
 
 

@@ -27,9 +27,7 @@ def make_request(request_id: int, tokens: list[int], max_tokens=4, ignore_eos=Fa
 
 
 def step(scheduler: Scheduler, token_id: int = 1) -> tuple[dict[int, int], list[Produced]]:
-    """One step in which every request that wants a token gets this one; how many tokens each
-    request computed.
-    """
+    """One step that gives this token to all that want one; how many tokens each computed."""
     scheduled = scheduler.schedule()
     counts = {item.request.key.request_id: item.num_tokens for item in scheduled}
     wanting = [item for item in scheduled if item.wants_token]

@@ -312,18 +312,11 @@ class FakeDeployment:
             self._send(engine, [RequestOutput(request.request_id, [token], reason, 2)])
 
     def _send(
-        self,
-        engine: FakeEngine,
-        outputs: list[RequestOutput],
-        lost: tuple[int, int] | None = None,
+        self, engine: FakeEngine, outputs: list[RequestOutput], lost: tuple[int, int] | None = None
     ) -> None:
+        sequence, acknowledged = engine.num_sent, engine.last_received
         message = EngineOutputs(
-            engine.rank,
-            engine.incarnation,
-            engine.num_sent,
-            engine.last_received,
-            outputs,
-            lost,
+            engine.rank, engine.incarnation, sequence, acknowledged, outputs, lost
         )
         engine.num_sent += 1
         transport.send(self._outputs_of(engine.rank), message)

@@ -1,12 +1,16 @@
 """What is not an answer of the model: other paths, errors, headers."""
 
+import json
 import re
+import socket
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from engine.frontend.body_limit import max_body_bytes
 from tests.engine.frontend.conftest import RunningFrontEnd, Start, started
+from tests.engine.frontend.fake_deployment import DEADLINE_S
 
 HI = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
 CHAT = "/v1/chat/completions"
@@ -69,6 +73,10 @@ def test_openapi_has_the_request_models(shared: RunningFrontEnd):
     models = schema["components"]["schemas"]
     assert models["ChatCompletionRequest"]["required"] == ["model", "messages"]
     assert models["CompletionRequest"]["additionalProperties"] is False
+    message = models["ChatMessage"]
+    assert message["else"]["required"] == ["content"]  # if it is no assistant's
+    prompts = models["CompletionRequest"]["properties"]["prompt"]["oneOf"]
+    assert [prompt.get("minItems") for prompt in prompts] == [None, 1, 1, 1]  # a text, lists
     assert "422" not in schema["paths"][CHAT]["post"]["responses"]
 
 
@@ -111,6 +119,35 @@ def test_bodies_that_cannot_be_read(shared: RunningFrontEnd, body: bytes, code: 
     headers = {"content-type": "application/json"}
     response = shared.http.post(CHAT, content=body, headers=headers)
     check_error(response, 400, code)
+
+
+def refusal_of(front_end: RunningFrontEnd, head: str, content: bytes) -> str:
+    """What a connection reads that sends this and waits for its end."""
+    with socket.create_connection(("127.0.0.1", front_end.port), DEADLINE_S) as connection:
+        start = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{start}{head}\r\n\r\n".encode() + content)
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+def test_a_body_that_is_announced_as_too_large_is_not_read(shared: RunningFrontEnd):
+    limit = max_body_bytes(shared.settings.max_model_len)
+    answer = refusal_of(shared, f"Content-Length: {limit + 1}", b"")
+    assert answer.startswith("HTTP/1.1 413 ")
+    assert "connection: close" in answer.lower()
+    assert f"at most {limit} bytes" in answer
+    assert '"code":"body_too_large"' in answer
+
+
+def test_a_body_that_turns_out_too_large_is_not_read_on(shared: RunningFrontEnd):
+    size = max_body_bytes(shared.settings.max_model_len) + 1
+    chunk = f"{size:x}\r\n".encode() + b" " * size  # its end never comes
+    assert '"code":"body_too_large"' in refusal_of(shared, "Transfer-Encoding: chunked", chunk)
+
+
+def test_a_body_of_the_largest_size_is_read(shared: RunningFrontEnd):
+    body = json.dumps(HI).encode().ljust(max_body_bytes(shared.settings.max_model_len))
+    headers = {"content-type": "application/json"}
+    assert shared.http.post(CHAT, content=body, headers=headers).status_code == 200
 
 
 def test_another_content_type_is_named(shared: RunningFrontEnd):

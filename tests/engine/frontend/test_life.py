@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from engine.errors import EngineError
+from engine.frontend import in_flight
 from engine.protocol import FinishReason, Phase, ProcessState
 from tests.engine.frontend.conftest import RunningFrontEnd, Start, started
 from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment
@@ -173,6 +174,40 @@ def test_a_request_that_never_arrived_fails(post: Post, deployment: FakeDeployme
     assert results == [200, 503]
 
 
+def test_an_engine_that_does_not_acknowledge_a_request_is_asked(start: Start):
+    with ThreadPoolExecutor(1) as pool:
+        front_end = start(silence_s=0.01)
+        deployment = front_end.deployment
+        deployment.answer = None
+        front_end.wait_until_ready()
+        answer = pool.submit(front_end.http.post, CHAT, json=BODY)
+        _, request = deployment.wait_for_request()
+        while deployment.engines[0].last_received <= request.sequence:
+            deployment.publish()
+            front_end.http.get("/health")
+        deployment.tell_lost(0, request.sequence, request.sequence)
+        assert "never arrived" in error_of(answer.result(DEADLINE_S))["message"]
+
+
+def test_outputs_that_cannot_be_taken_hide_no_others(
+    front_end: RunningFrontEnd, post: Post, monkeypatch: pytest.MonkeyPatch
+):
+    deployment = front_end.deployment
+    broken, sound = post(BODY), post(BODY)
+    requests = [deployment.wait_for_request(number) for number in range(2)]
+    deliver = in_flight._deliver
+
+    def fail_once(*of: Any) -> None:
+        monkeypatch.setattr(in_flight, "_deliver", deliver)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(in_flight, "_deliver", fail_once)
+    for rank, request in requests:
+        deployment.output(rank, request.request_id, b"x", FinishReason.stop)
+    results = sorted(answer.result(DEADLINE_S).status_code for answer in (broken, sound))
+    assert results == [200, 503]
+
+
 def test_an_error_of_the_engine_is_told(post: Post, deployment: FakeDeployment):
     answer = post(BODY)
     rank, request = deployment.wait_for_request()
@@ -283,8 +318,12 @@ def test_its_end_ends_streams_with_an_error(front_end: RunningFrontEnd, post: Po
     whole, stream = post(BODY), post(STREAM)
     deployment.wait_for_request(1)
     front_end.lifeline.end()
-    assert whole.result(DEADLINE_S).status_code == 503
-    assert "this server ends" in end_of(stream.result(DEADLINE_S))["message"]
+    for answer in (whole, stream):
+        answer.result(DEADLINE_S)
+    assert whole.result().status_code == 503
+    for error in (error_of(whole.result()), end_of(stream.result())):
+        assert error["code"] == "draining"
+        assert error["message"].startswith("This server ends before the answer was complete: told")
     front_end.join()
     assert front_end.problem is None
     assert len(deployment.wait(lambda seen: seen.aborted)) == 2
