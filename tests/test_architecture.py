@@ -25,6 +25,7 @@ SHARED = (
     "engine.link",
     "engine.logs",
     "engine.model.facts",
+    "engine.model.tensor_shapes",
     "engine.protocol",
     "engine.sampling",
     "engine.transport",
@@ -79,7 +80,7 @@ RULES = (
     ),
     Rule(
         "model facts are read where there is no torch",
-        scope=("engine.model.facts",),
+        scope=("engine.model.facts", "engine.model.tensor_shapes"),
         never=("torch", "safetensors.torch"),
     ),
     Rule("ray is one backend among others", OWN, but=("launcher.executors.ray",), never=("ray",)),
@@ -115,7 +116,13 @@ RULES = (
     Rule(
         "model files are read and made without any process around it",
         scope=("engine.checkpoints",),
-        own_only=("engine.checkpoints", "engine.config", "engine.errors", "engine.model.facts"),
+        own_only=(
+            "engine.checkpoints",
+            "engine.config",
+            "engine.errors",
+            "engine.model.facts",
+            "engine.model.tensor_shapes",
+        ),
     ),
     Rule(
         "executors see only the plan, never the configuration",
