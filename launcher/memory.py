@@ -12,7 +12,7 @@ from launcher.errors import Refused
 from launcher.placement import DoesNotFit, ranks_per_node
 from launcher.sizes import MIB, counted, format_bytes, parse_bytes
 
-CPU_CACHE_SHARE = 0.05
+CPU_CACHE_SHARE = 0.04
 """Of a node's memory for the caches of all its ranks: other programs live there too, and pages of
 the cache that a request once touched stay resident.
 """
