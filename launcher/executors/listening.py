@@ -100,7 +100,7 @@ def _holder(port: int) -> str:
             if connection.status != psutil.CONN_LISTEN or not connection.laddr:
                 continue
             if connection.laddr.port == port and connection.pid:
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
+                command = " ".join(psutil.Process(connection.pid).cmdline()).strip()[:80]
                 return f" (by pid {connection.pid}: {command})"
     return ""
 
