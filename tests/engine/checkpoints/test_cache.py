@@ -39,7 +39,7 @@ def test_a_complete_directory_is_used_while_somebody_holds_the_lock(cache: Path)
     cached_directory("model-1", write_model)
     with (cache / "model-1.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        cached_directory("model-1", never)
+        assert cached_directory("model-1", never) == cache / "model-1"
 
 
 def test_a_second_caller_waits_and_says_so(cache: Path):
