@@ -234,7 +234,8 @@ def test_a_client_that_disconnects_has_its_request_aborted(runtime, tmp_path):
     places = ("profile.max_num_seqs=1", "profile.max_model_len=100000")
     with serving(*model, *places, runtime_directory=runtime) as (_, client):
         with stream(client, num_tokens, model="random", ignore_eos=True) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # held: an iterator let go closes the connection
+            next(lines)
             until_plan(client, lambda counts: counts["engine-0"] == 1)
         until_plan(client, lambda counts: counts["engine-0"] == 0)
         assert complete(client, 4, model="random").status_code == 200  # the only place is free
