@@ -47,6 +47,14 @@ class Device(Enum):
     cpu = "cpu"
 
 
+class Kernels(Enum):
+    """What computes on a CPU."""
+
+    auto = "auto"
+    native = "native"
+    torch = "torch"
+
+
 class BalancerPolicy(Enum):
     least_loaded = "least_loaded"
 
@@ -79,6 +87,9 @@ class EngineOptions:
     """Of weights, activations, KV cache; auto: the checkpoint's (float16 on a CPU: float32)."""
     device: Device = Device.auto
     """auto: GPUs if the nodes that the topology can use have any."""
+    kernels: Kernels = Kernels.auto
+    """Operators on a CPU. native: C kernels, built with the machine's C compiler at first use;
+    torch: torch's own, slower; auto: native if they can be built."""
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
     seed: int | None = option(None, ge=0)
@@ -188,6 +199,7 @@ class Settings:
     facts: ModelFacts
     dtype: DType
     device: Device
+    kernels: Kernels
     seed: int | None
     max_model_len: int
     max_num_seqs: int

@@ -21,5 +21,9 @@ class CapacityError(EngineError):
     """Memory or a device that the plan counts on is not there."""
 
 
+class KernelError(EngineError):
+    """The C kernels cannot be built or used here."""
+
+
 class ProtocolError(EngineError):
     """A message that breaks the wire protocol."""

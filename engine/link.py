@@ -61,7 +61,7 @@ class CoordinatorLink:
         self._lock = threading.Lock()
         self._is_closed = False
         self._subscriptions: set[str] = set()
-        self._phase = Phase.importing
+        self._phase, self._remark = Phase.importing, ""
         self._progress = 0
         self._num_requests = 0
         self._calls: dict[int, Future[PlanAnswer]] = {}
@@ -70,11 +70,15 @@ class CoordinatorLink:
     def start(self) -> None:
         self._thread.start()
 
-    def enter_phase(self, phase: Phase) -> None:
-        """Tells what the process does now; `Phase.ready` makes it ready."""
+    def enter_phase(self, phase: Phase, remark: str = "") -> None:
+        """Tells what the process does now; `Phase.ready` makes it ready.
+
+        Args:
+            remark: What the user should know, shown with the phase.
+        """
         assert isinstance(self._hello, Register)
-        self._phase = phase
-        self.send(PhaseEntered(self._hello.name, self._hello.incarnation, phase))
+        self._phase, self._remark = phase, remark
+        self.send(PhaseEntered(self._hello.name, self._hello.incarnation, phase, remark))
 
     def report(self, progress: int, num_requests: int) -> None:
         """Progress and work that the next heartbeats tell."""
@@ -174,7 +178,7 @@ class CoordinatorLink:
                 case RegisterAgain():
                     _send(dealer, self._hello)
                     if isinstance(self._hello, Register):
-                        self.enter_phase(self._phase)
+                        self.enter_phase(self._phase, self._remark)
                 case PlanAnswer(call_id):
                     future = self._calls.get(call_id)
                     if future is not None and future.set_running_or_notify_cancel():

@@ -130,6 +130,8 @@ class PhaseEntered(Message, frozen=True):
     name: str
     incarnation: int
     phase: Phase
+    remark: str = ""
+    """What the user should know about it, such as what had to be done without."""
 
 
 class Heartbeat(Message, frozen=True):
@@ -216,6 +218,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     num_requests: int = 0
     """Requests it has in flight, as of its last heartbeat."""
+    remark: str = ""
+    """What the user should know about it."""
 
 
 class Membership(Message, frozen=True):

@@ -15,7 +15,6 @@ from engine.protocol import (
     DeploymentState,
     Member,
     Membership,
-    Phase,
     ProcessExited,
     ProcessState,
 )
@@ -221,8 +220,6 @@ class Deployment:
 
 
 def _news(member: Member) -> str:
-    if member.state is ProcessState.starting:
-        return member.phase.value
-    if member.state is ProcessState.ready:
-        return Phase.ready.value
+    if member.state in (ProcessState.starting, ProcessState.ready):
+        return f"{member.phase.value} ({member.remark})" if member.remark else member.phase.value
     return f"{member.state.value}: {member.reason}" if member.reason else member.state.value

@@ -3,7 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from engine.config import Device, DType, ModelKind, ProcessSpec, Role, Settings, WorkerSpec
+from engine.config import (
+    Device,
+    DType,
+    Kernels,
+    ModelKind,
+    ProcessSpec,
+    Role,
+    Settings,
+    WorkerSpec,
+)
 from engine.model.facts import ModelFacts
 from launcher.alternatives import alternatives
 from launcher.cluster import Cluster, Node
@@ -60,6 +69,8 @@ def _plan(
     passed_environment: tuple[str, ...],
 ) -> DeploymentPlan:
     device = _device(config, cluster)
+    if config.engine.kernels is Kernels.native and device is not Device.cpu:
+        raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
     homes = place(config, cluster, device)
     plan = DeploymentPlan(
@@ -120,6 +131,7 @@ def _settings(
         facts=facts,
         dtype=dtype,
         device=device,
+        kernels=config.engine.kernels,
         seed=config.engine.seed,
         max_model_len=max_model_len,
         max_num_seqs=config.profile.max_num_seqs,

@@ -26,7 +26,13 @@ def silent(_line: str) -> None:
     """Progress that nobody reads."""
 
 
-def cached_directory(key: str, build: Callable[[Path], None], progress: Progress = silent) -> Path:
+def cached_directory(
+    key: str,
+    build: Callable[[Path], None],
+    progress: Progress = silent,
+    *,
+    kind: str = "models",
+) -> Path:
     """The directory `key` of the cache; if it is not there or damaged, `build` fills a new one.
 
     One process builds, others wait for it. The directory gets its name when it is complete, so
@@ -36,11 +42,12 @@ def cached_directory(key: str, build: Callable[[Path], None], progress: Progress
         key: Name of the directory: what it holds and the version of its recipe.
         build: Fills the empty directory that it is given.
         progress: Told when it waits for another process, or makes a damaged directory again.
+        kind: Part of the cache that the directory belongs to.
 
     Raises:
         ModelError: The cache cannot be written, or another process has been building for too long.
     """
-    root = _cache_root()
+    root = _cache_root() / kind
     directory = root / key
     try:
         if _is_complete(directory):
@@ -59,7 +66,7 @@ def _cache_root() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         base = Path(os.path.expanduser("~")) / ".cache"
-    return base / "flotilla" / "models"
+    return base / "flotilla"
 
 
 def _is_complete(directory: Path) -> bool:
@@ -130,4 +137,4 @@ def _not_writable(root: Path, error: OSError) -> ModelError:
     hint = "XDG_CACHE_HOME=DIR puts the cache into another directory"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = f"free some space there, or {hint}"
-    return ModelError(f"cannot write the model cache {root}: {error.strerror or error}", hint)
+    return ModelError(f"cannot write the cache {root}: {error.strerror or error}", hint)

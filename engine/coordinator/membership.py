@@ -28,6 +28,7 @@ class _Process:
     progress: int = 0
     num_requests: int = 0
     reason: str = ""
+    remark: str = ""
 
 
 @dataclass(slots=True)
@@ -65,11 +66,13 @@ class Registry:
         known = self._processes.get(name)
         return known is not None and known.hello.incarnation >= incarnation
 
-    def enter_phase(self, name: str, incarnation: int, phase: Phase, now: float) -> None:
+    def enter_phase(
+        self, name: str, incarnation: int, phase: Phase, now: float, remark: str = ""
+    ) -> None:
         process = self._current(name, incarnation)
         if process is None or process.phase is phase:
             return
-        process.phase = phase
+        process.phase, process.remark = phase, remark
         process.heard = process.progressed = now
         if phase is Phase.ready:
             self._enter(process, ProcessState.ready, now)
@@ -186,4 +189,5 @@ def _member(process: _Process, now: float) -> Member:
         endpoints=hello.endpoints,
         versions=hello.versions,
         num_requests=process.num_requests,
+        remark=process.remark,
     )

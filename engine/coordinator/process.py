@@ -163,8 +163,8 @@ class Coordinator:
                 registry.apply_plan(message.processes)
                 self._plan = message.plan
                 return Registered(self._publish_endpoint)
-            case PhaseEntered(name, incarnation, phase):
-                registry.enter_phase(name, incarnation, phase, now)
+            case PhaseEntered(name, incarnation, phase, remark):
+                registry.enter_phase(name, incarnation, phase, now, remark)
             case Heartbeat(name, incarnation):
                 if not registry.knows(name, incarnation):
                     return RegisterAgain()

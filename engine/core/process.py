@@ -96,7 +96,7 @@ class CoreProcess:
             self._link.enter_phase(phase)
             action()
         self._core = EngineCore(self._settings, runner)
-        self._link.enter_phase(Phase.ready)
+        self._link.enter_phase(Phase.ready, runner.remark)
         logger.info("ready")
 
     def main_loop(self) -> None:

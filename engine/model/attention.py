@@ -1,6 +1,8 @@
 """Paged attention by plain torch operators.
 
-One gather, two batched products and a softmax per group of tiles (see batch.py).
+Tiles of equal length and similar context are put side by side in groups (a group is a slice of the
+per-token arrays; only contexts are padded). One gather, two batched products and a softmax per
+group.
 
 Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H
 key-value heads, G query heads per key-value head, D head size, S slots (blocks * block size).
@@ -13,7 +15,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.model.batch import Layout, TileGroup
+from engine.config import Settings
+from engine.model.batch import Layout, Tile
+from engine.model.rotary import rotary_tables
+
+MAX_TILE_TOKENS = 128
+"""Short: little is computed that the causal mask hides; long: matrix products are full."""
+MAX_GROUP_SCORES = 1 << 21
+"""Most attention scores per query head of one group: bounds scratch memory, keeps it cached."""
+MAX_GROUP_CONTEXT = 4096
+"""Most context tokens in one group of several tiles: what is gathered is used while cached."""
+_CONTEXT_STEP = 1.25
+"""Contexts in one group differ by this factor at most: at most a fifth of them is padding."""
+_CONTEXT_SLACK = 64
+"""Tokens by which contexts in one group may differ anyway: short ones need no own group."""
 
 
 class PagedCache:
@@ -29,7 +44,7 @@ class PagedCache:
         device: torch.device,
     ) -> None:
         shape = (2, num_kv_heads, num_blocks, block_size, head_dim)
-        self._kv = _lazy_zeros(shape, dtype, device)
+        self._kv = lazy_zeros(shape, dtype, device)
         self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
         self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
 
@@ -45,7 +60,7 @@ class PagedCache:
         return keys, values
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros that, on a CPU, take memory only where something is written.
 
     Zeros, since padding is read (and masked): a NaN in it would spread.
@@ -79,80 +94,93 @@ class AttentionStep:
 
     cache_rows: torch.Tensor
     """[tokens*2*H] rows of the cache that new keys and values go to."""
+    rotation: tuple[torch.Tensor, torch.Tensor]
+    """cos and signed sin, [tokens, 1, D] each."""
     groups: list[_GroupStep]
 
 
-class PagedAttention:
+class TorchAttention:
     """Causal attention with grouped query heads over a paged cache."""
 
-    def __init__(
-        self,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.num_groups = num_heads // num_kv_heads
-        self.num_blocks, self.block_size = num_blocks, block_size
-        self.dtype, self.device = dtype, device
+    def __init__(self, settings: Settings, dtype: torch.dtype, device: torch.device) -> None:
+        facts, cache = settings.facts, settings.cache
+        self._num_kv_heads = facts.num_key_value_heads
+        self._num_groups = facts.num_attention_heads // facts.num_key_value_heads
+        self._num_heads, self._head_dim = facts.num_attention_heads, facts.head_dim
+        self._num_blocks, self._block_size = cache.num_blocks, cache.block_size
+        self._dtype, self._device = dtype, device
+        cos, sin = rotary_tables(facts, settings.max_model_len)
+        self._cos = torch.cat((cos, cos), dim=-1).to(device, dtype)
+        self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)
 
-    def begin_step(self, layout: Layout) -> AttentionStep:
-        """Indices and masks of a step, made once for all layers."""
-        num_slots = self.num_blocks * self.block_size
-        heads = torch.arange(2 * self.num_kv_heads)
-        cache_rows = torch.from_numpy(layout.slots)[:, None] + heads * num_slots
-        return AttentionStep(
-            cache_rows=cache_rows.flatten().to(self.device),
-            groups=[self._begin_group(group) for group in layout.groups],
+    def new_cache(self) -> PagedCache:
+        return PagedCache(
+            self._num_blocks,
+            self._block_size,
+            self._num_kv_heads,
+            self._head_dim,
+            self._dtype,
+            self._device,
         )
 
-    def _begin_group(self, group: TileGroup) -> _GroupStep:
-        num_tiles, num_blocks = group.block_tables.shape
-        context = num_blocks * self.block_size
-        heads = torch.arange(2 * self.num_kv_heads) * self.num_blocks
-        block_rows = heads[:, None, None] + torch.from_numpy(group.block_tables)
-        positions = torch.from_numpy(group.starts)[:, None] + torch.arange(group.tile_tokens)
-        reach = positions.to(self.device)[..., None]
-        hidden = torch.arange(context, device=self.device) > reach
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+    def tile_tokens(self, start: int) -> int:
+        return min(MAX_TILE_TOKENS, max(1, MAX_GROUP_SCORES // (start + MAX_TILE_TOKENS)))
+
+    def begin_step(self, layout: Layout) -> AttentionStep:
+        num_slots = self._num_blocks * self._block_size
+        heads = torch.arange(2 * self._num_kv_heads)
+        cache_rows = torch.from_numpy(layout.slots)[:, None] + heads * num_slots
+        positions = torch.from_numpy(layout.positions).to(self._device)
+        return AttentionStep(
+            cache_rows=cache_rows.flatten().to(self._device),
+            rotation=(
+                F.embedding(positions, self._cos)[:, None],
+                F.embedding(positions, self._sin)[:, None],
+            ),
+            groups=[self._begin_group(group, layout) for group in group_tiles(layout.tiles)],
+        )
+
+    def _begin_group(self, tiles: list[Tile], layout: Layout) -> _GroupStep:
+        tile_tokens = tiles[0].length
+        num_blocks = -(-tiles[-1].context // self._block_size)
+        tables = np.zeros((len(tiles), num_blocks), dtype=np.int64)  # padded with block 0
+        for row, tile in enumerate(tiles):
+            ids = layout.block_ids[tile.chunk][:num_blocks]
+            tables[row, : len(ids)] = ids
+        context = num_blocks * self._block_size
+        heads = torch.arange(2 * self._num_kv_heads) * self._num_blocks
+        block_rows = heads[:, None, None] + torch.from_numpy(tables)
+        starts = torch.tensor([tile.start for tile in tiles])
+        reach = (starts[:, None] + torch.arange(tile_tokens)).to(self._device)[..., None]
+        hidden = torch.arange(context, device=self._device) > reach
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return _GroupStep(
-            begin=group.begin,
-            end=group.begin + num_tiles * group.tile_tokens,
-            num_tiles=num_tiles,
-            tile_tokens=group.tile_tokens,
-            num_batches=self.num_kv_heads * num_tiles,
+            begin=tiles[0].begin,
+            end=tiles[-1].begin + tile_tokens,
+            num_tiles=len(tiles),
+            tile_tokens=tile_tokens,
+            num_batches=self._num_kv_heads * len(tiles),
             context=context,
-            block_rows=block_rows.view(-1, num_blocks).to(self.device),
+            block_rows=block_rows.view(-1, num_blocks).to(self._device),
             mask=mask.masked_fill_(hidden, float("-inf")),
         )
 
-    def __call__(
-        self,
-        queries: torch.Tensor,
-        keys_values: torch.Tensor,
-        cache: PagedCache,
-        step: AttentionStep,
-    ) -> torch.Tensor:
-        """Stores keys and values [tokens, 2*H, D], attends with queries [tokens, H*G, D].
-
-        Returns:
-            [tokens, H*G*D].
-        """
-        cache.write(keys_values, step)
+    def __call__(self, qkv: torch.Tensor, cache: PagedCache, step: AttentionStep) -> torch.Tensor:
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
+        _rotate_(heads[:, : self._num_heads + self._num_kv_heads], *step.rotation)
+        cache.write(heads[:, self._num_heads :], step)
+        queries = heads[:, : self._num_heads]
         parts = [self._attend(queries[g.begin : g.end], cache, g) for g in step.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend(self, queries: torch.Tensor, cache: PagedCache, group: _GroupStep) -> torch.Tensor:
+        """[tokens, H*G, D] to [tokens, H*G*D]."""
         n, t, h, g, d = (
             group.num_tiles,
             group.tile_tokens,
-            self.num_kv_heads,
-            self.num_groups,
-            self.head_dim,
+            self._num_kv_heads,
+            self._num_groups,
+            self._head_dim,
         )
         keys, values = cache.gather(group)
         rows = queries.reshape(n, t, h, g, d).permute(2, 0, 3, 1, 4).reshape(h * n, g * t, d)
@@ -160,3 +188,30 @@ class PagedAttention:
         scores.view(h, n, g, t, group.context).add_(group.mask[:, None])
         mixed = torch.bmm(torch.softmax(scores, dim=-1), values)
         return mixed.view(h, n, g, t, d).permute(1, 3, 0, 2, 4).reshape(n * t, h * g * d)
+
+
+def group_tiles(tiles: list[Tile]) -> list[list[Tile]]:
+    """Cuts tiles, in the layout's order, into groups of one length and of similar contexts."""
+    groups: list[list[Tile]] = []
+    for tile in tiles:
+        if groups and _fits(tile, groups[-1]):
+            groups[-1].append(tile)
+        else:
+            groups.append([tile])
+    return groups
+
+
+def _fits(tile: Tile, group: list[Tile]) -> bool:
+    """Whether the tile, whose context is at least that of each in the group, may join it."""
+    num_tiles = len(group) + 1
+    return (
+        tile.length == group[0].length
+        and tile.context <= group[0].context * _CONTEXT_STEP + _CONTEXT_SLACK
+        and num_tiles * tile.length * tile.context <= MAX_GROUP_SCORES
+        and num_tiles * tile.context <= MAX_GROUP_CONTEXT
+    )
+
+
+def _rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotary embedding of [tokens, heads, D] in place; `sin` has the sign of the swapped halves."""
+    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin, out=x)

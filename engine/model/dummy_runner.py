@@ -8,6 +8,8 @@ from engine.model.runner import Chunk
 class DummyRunner:
     """Answers with `abcd...`, again and again, as the byte-level tokenizer has the letters."""
 
+    remark = ""
+
     def load_weights(self) -> None:
         pass
 

@@ -1,27 +1,25 @@
 """The Llama family: Llama, SmolLM and Mistral without a sliding window.
 
-Shapes: T tokens of a step, E hidden size, H query heads, K key-value heads, D head size, F
-intermediate size, V vocabulary.
+Shapes: T tokens of a step, E hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from engine.model.attention import AttentionStep, PagedAttention, PagedCache
 from engine.model.facts import ModelFacts
-from engine.model.linear import make_linear
+from engine.model.operators import Attention, Norm, Operators
 
 Weights = Callable[[str], torch.Tensor]
-"""Gives the checkpoint's tensor of a name, in the wanted type and on the wanted device."""
+"""Takes a checkpoint's tensor by name, in the wanted type and on the wanted device."""
 
 
 class Llama:
     """A decoder-only transformer: tokens to hidden states, hidden states to logits.
 
     Args:
-        max_len: Most positions that will be asked for.
         on_layer: Called after each layer: a sign of life within long steps.
     """
 
@@ -29,55 +27,49 @@ class Llama:
         self,
         facts: ModelFacts,
         weights: Weights,
-        attention: PagedAttention,
-        max_len: int,
+        operators: Operators,
+        attention: Attention,
         on_layer: Callable[[], None],
     ) -> None:
         self._on_layer = on_layer
-        self._facts = facts
-        self._attention = attention
         self._embedding = weights("model.embed_tokens.weight")
         self._layers = [
-            _Layer(facts, weights, attention, f"model.layers.{index}.")
+            _Layer(facts, weights, operators, attention, f"model.layers.{index}.")
             for index in range(facts.num_hidden_layers)
         ]
-        self._norm = weights("model.norm.weight")
         tied = facts.tie_word_embeddings
-        self._head = make_linear(self._embedding if tied else weights("lm_head.weight"))
-        self._cos, self._sin = _rotary_tables(facts, max_len, self._embedding)
-
-    def hidden_states(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        step: AttentionStep,
-        caches: list[PagedCache],
-    ) -> torch.Tensor:
-        """[T] token ids and positions to [T, E], before the last norm."""
-        x = F.embedding(token_ids, self._embedding)
-        rotation = (
-            F.embedding(positions, self._cos)[:, None],
-            F.embedding(positions, self._sin)[:, None],
+        self._head = operators.linear(
+            self._embedding if tied else weights("lm_head.weight"),
+            norm=Norm(weights("model.norm.weight"), facts.rms_norm_eps),
         )
+
+    def hidden_states(self, token_ids: torch.Tensor, step: Any, caches: list[Any]) -> torch.Tensor:
+        """[T] token ids to [T, E], before the last norm.
+
+        Args:
+            step: What the attention made of the step's layout.
+            caches: One per layer, of the attention's.
+        """
+        x = F.embedding(token_ids, self._embedding)
         for layer, cache in zip(self._layers, caches, strict=True):
-            x = layer(x, rotation, step, cache)
+            x = layer(x, cache, step)
             self._on_layer()
         return x
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[rows, E] to [rows, V]."""
-        return self._head(_rms_norm(hidden_states, self._norm, self._facts.rms_norm_eps))
+        return self._head(hidden_states)
 
 
 class _Layer:
     def __init__(
-        self, facts: ModelFacts, weights: Weights, attention: PagedAttention, prefix: str
+        self,
+        facts: ModelFacts,
+        weights: Weights,
+        operators: Operators,
+        attention: Attention,
+        prefix: str,
     ) -> None:
-        self._facts = facts
-        self._attention = attention
-        self._input_norm = weights(prefix + "input_layernorm.weight")
-        self._post_norm = weights(prefix + "post_attention_layernorm.weight")
-
         def joined(
             module: str, names: tuple[str, ...], bias: bool
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -85,49 +77,21 @@ class _Layer:
             weight = torch.cat([weights(path + "weight") for path in paths])
             return weight, torch.cat([weights(path + "bias") for path in paths]) if bias else None
 
-        self._qkv = make_linear(*joined("self_attn", ("q", "k", "v"), facts.attention_bias))
-        self._out = make_linear(*joined("self_attn", ("o",), facts.attention_bias))
-        self._gate_up = make_linear(*joined("mlp", ("gate", "up"), facts.mlp_bias))
-        self._down = make_linear(*joined("mlp", ("down",), facts.mlp_bias))
+        def norm(name: str) -> Norm:
+            return Norm(weights(f"{prefix}{name}_layernorm.weight"), facts.rms_norm_eps)
 
-    def __call__(
-        self,
-        x: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        step: AttentionStep,
-        cache: PagedCache,
-    ) -> torch.Tensor:
-        facts = self._facts
-        qkv = self._qkv(_rms_norm(x, self._input_norm, facts.rms_norm_eps))
-        heads = qkv.view(x.shape[0], -1, facts.head_dim)
-        _rotate_(heads[:, : facts.num_attention_heads + facts.num_key_value_heads], *rotation)
-        queries = heads[:, : facts.num_attention_heads]
-        keys_values = heads[:, facts.num_attention_heads :]
-        attended = self._attention(queries, keys_values, cache, step)
-        x = self._out(attended, x)
-        gate_up = self._gate_up(_rms_norm(x, self._post_norm, facts.rms_norm_eps))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self._down(F.silu(gate).mul_(up), x)
+        attention_bias, mlp_bias = facts.attention_bias, facts.mlp_bias
+        self._attention = attention
+        self._qkv = operators.linear(
+            *joined("self_attn", ("q", "k", "v"), attention_bias), norm=norm("input")
+        )
+        self._out = operators.linear(*joined("self_attn", ("o",), attention_bias))
+        self._gate_up = operators.linear(
+            *joined("mlp", ("gate", "up"), mlp_bias), norm=norm("post_attention"), gated=True
+        )
+        self._down = operators.linear(*joined("mlp", ("down",), mlp_bias))
 
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
-
-
-def _rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Rotary embedding of [T, heads, D] in place; `sin` carries the sign of the swapped halves.
-
-    Source: RoFormer (arXiv 2104.09864), in the half-split order of Llama checkpoints.
-    """
-    torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin, out=x)
-
-
-def _rotary_tables(
-    facts: ModelFacts, max_len: int, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and signed sin for every position, [max_len, D]."""
-    half = facts.head_dim // 2
-    frequencies = 1.0 / facts.rope_theta ** (torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(like), torch.cat((-sin, sin), dim=-1).to(like)
+    def __call__(self, x: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
+        """[T, E] to [T, E]."""
+        x = self._out(self._attention(self._qkv(x), cache, step), x)
+        return self._down(self._gate_up(x), x)

@@ -26,6 +26,9 @@ class Chunk:
 class Runner(Protocol):
     """What an engine core needs of a model: each method once, in this order, then `execute`."""
 
+    remark: str
+    """What the user should know once it is warmed up, such as what it has to do without."""
+
     def load_weights(self) -> None: ...
 
     def allocate_cache(self) -> None: ...

@@ -1,5 +1,6 @@
 """Runs a model with torch in one worker, on a CPU or a GPU."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,13 +9,15 @@ import torch
 
 from engine.config import Device, DType, Settings
 from engine.errors import CapacityError
-from engine.model.attention import PagedAttention, PagedCache
 from engine.model.batch import lay_out
 from engine.model.llama import Llama
 from engine.model.loader import Checkpoint
+from engine.model.operators import make_operators
 from engine.model.runner import Chunk
 from engine.model.sampler import sample
 from engine.sampling import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {
     DType.float32: torch.float32,
@@ -39,6 +42,7 @@ class TorchRunner:
         num_threads: int,
         on_layer: Callable[[], None] = lambda: None,
     ) -> None:
+        self.remark = ""
         self._on_layer = on_layer
         self._settings = settings
         self._directory = directory
@@ -47,39 +51,28 @@ class TorchRunner:
         if settings.device is Device.cuda:
             _check_cuda()
             self._device = torch.device("cuda", device_id or 0)
+        self._num_threads = num_threads
         torch.set_num_threads(num_threads)
 
     @torch.inference_mode()
     def load_weights(self) -> None:
-        facts, cache = self._settings.facts, self._settings.cache
-        self._attention = PagedAttention(
-            facts.num_attention_heads,
-            facts.num_key_value_heads,
-            facts.head_dim,
-            cache.num_blocks,
-            cache.block_size,
-            self._dtype,
-            self._device,
-        )
+        operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
+        logger.info("operators: %s", operators.name)
+        self.remark = operators.remark
+        self._best = operators.best
+        self._attention = operators.attention()
         weights = Checkpoint(self._directory, self._dtype, self._device)
-        max_len = self._settings.max_model_len
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
-            self._model = Llama(facts, weights, self._attention, max_len, self._on_layer)
+            self._model = Llama(
+                self._settings.facts, weights, operators, self._attention, self._on_layer
+            )
 
     def allocate_cache(self) -> None:
-        facts, cache = self._settings.facts, self._settings.cache
-        what = f"a KV cache of {cache.num_blocks} blocks"
+        num_blocks = self._settings.cache.num_blocks
+        what = f"a KV cache of {num_blocks} blocks"
         with _enough_memory(what, "profile.kv_cache_bytes=... with less than was planned"):
             self._caches = [
-                PagedCache(
-                    cache.num_blocks,
-                    cache.block_size,
-                    facts.num_key_value_heads,
-                    facts.head_dim,
-                    self._dtype,
-                    self._device,
-                )
-                for _ in range(facts.num_hidden_layers)
+                self._attention.new_cache() for _ in range(self._settings.facts.num_hidden_layers)
             ]
 
     def warm_up(self) -> None:
@@ -95,10 +88,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk]) -> list[int]:
-        layout = lay_out(chunks, self._settings.cache.block_size)
+        layout = lay_out(chunks, self._settings.cache.block_size, self._attention.tile_tokens)
         hidden_states = self._model.hidden_states(
             torch.from_numpy(layout.token_ids).to(self._device),
-            torch.from_numpy(layout.positions).to(self._device),
             self._attention.begin_step(layout),
             self._caches,
         )
@@ -108,7 +100,7 @@ class TorchRunner:
         if not wanted:
             return []
         rows = torch.from_numpy(layout.sampled_rows).to(self._device)
-        return sample(self._model.logits(hidden_states.index_select(0, rows)), wanted)
+        return sample(self._model.logits(hidden_states.index_select(0, rows)), wanted, self._best)
 
 
 def _check_cuda() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from engine.config import Device, DType, ModelKind
-from engine.model import batch
+from engine.config import Device, DType, Kernels, ModelKind
+from engine.model import attention
 from engine.model.facts import ModelFacts
 from launcher import memory
 from launcher.cluster import Cluster, Node
@@ -96,6 +96,13 @@ def test_a_model_that_computes_nothing_needs_no_gpu():
 def test_the_type_is_the_checkpoints(checkpoint: str, cluster: Cluster, dtype: DType):
     facts = replace(SMOLLM2, dtype=checkpoint)
     assert plan_for(config_of(), facts, cluster).settings.dtype is dtype
+
+
+def test_native_kernels_are_for_cpus():
+    config = config_of(engine__kernels=Kernels.native)
+    assert plan_for(config).settings.kernels is Kernels.native
+    refused = refusal(config, gpu_head(1))
+    assert refused == ("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
 
 
 def test_float16_is_for_gpus():
@@ -284,6 +291,7 @@ def test_what_the_deployment_is_not_does_not_change_the_digest():
         {"config": config_of(engine__seed=1)},
         {"config": config_of(engine__dtype=DType.float32)},
         {"config": config_of(engine__threads=1)},
+        {"config": config_of(engine__kernels=Kernels.torch)},
         {"config": config_of(model__kind=ModelKind.tiny)},
         {"config": config_of(model__seed=1)},
         {"config": config_of(profile__max_num_seqs=1)},
@@ -310,4 +318,4 @@ def test_any_input_changes_the_digest(inputs: dict[str, Any]):
 
 
 def test_the_planner_reckons_with_the_scores_that_attention_computes_at_once():
-    assert memory.GROUP_SCORES == batch.MAX_GROUP_SCORES
+    assert memory.GROUP_SCORES == attention.MAX_GROUP_SCORES

@@ -368,3 +368,16 @@ def test_an_interrupted_smoke_test_is_no_success(runtime, tmp_path):
         launcher.signal(signal.SIGINT)
         launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 requests cut off")
         assert launcher.end() == 130, launcher.output
+
+
+def test_without_a_compiler_it_serves_and_says_what_it_has_to_do_without(
+    runtime, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with serving("model=tiny", runtime_directory=runtime) as (launcher, client):
+        assert complete(client, model="tiny").status_code == 200
+        [remark] = [
+            member["remark"] for member in client.get("/plan").json()["actual"] if member["remark"]
+        ]
+    assert remark.startswith("torch's slower operators: no C compiler")
+    assert launcher.output.count(f"engine-0     ready ({remark})") == 1

@@ -1,9 +1,9 @@
-"""How chunks are laid out: every token once, groups that are slices, bounded padding."""
+"""How chunks are laid out: every token once, in tiles of one sequence each."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.model.batch import MAX_GROUP_SCORES, MAX_TILE_TOKENS, lay_out
+from engine.model.batch import lay_out
 from engine.model.runner import Chunk
 from engine.sampling import SamplingParams
 
@@ -13,6 +13,10 @@ GREEDY = SamplingParams(1, temperature=0.0)
 sizes = st.lists(
     st.tuples(st.integers(1, 400), st.integers(0, 3000), st.booleans()), min_size=1, max_size=12
 )
+
+
+def tile_tokens(start: int) -> int:
+    return max(1, 128 - start // 20)
 
 
 def make_chunks(described: list[tuple[int, int, bool]]) -> list[Chunk]:
@@ -30,7 +34,7 @@ def make_chunks(described: list[tuple[int, int, bool]]) -> list[Chunk]:
 @given(sizes)
 def test_every_token_has_its_row_position_and_slot(described):
     chunks = make_chunks(described)
-    layout = lay_out(chunks, BLOCK)
+    layout = lay_out(chunks, BLOCK, tile_tokens)
     assert sorted(layout.token_ids) == sorted(token for c in chunks for token in c.token_ids)
     for token, position, slot in zip(layout.token_ids, layout.positions, layout.slots, strict=True):
         chunk = chunks[token // 100_000]
@@ -41,36 +45,28 @@ def test_every_token_has_its_row_position_and_slot(described):
 @given(sizes)
 def test_sampled_rows_are_the_last_tokens_of_the_chunks_that_want_one(described):
     chunks = make_chunks(described)
-    layout = lay_out(chunks, BLOCK)
+    layout = lay_out(chunks, BLOCK, tile_tokens)
     wanted = [chunk.token_ids[-1] for chunk in chunks if chunk.sampling is not None]
     assert [int(layout.token_ids[row]) for row in layout.sampled_rows] == wanted
 
 
 @given(sizes)
-def test_groups_cover_the_rows_in_order_and_see_their_own_blocks(described):
+def test_tiles_cover_the_rows_in_order_and_are_consecutive_tokens_of_one_sequence(described):
     chunks = make_chunks(described)
-    layout = lay_out(chunks, BLOCK)
+    layout = lay_out(chunks, BLOCK, tile_tokens)
     row = 0
-    for group in layout.groups:
-        assert group.begin == row
-        for tile in range(group.num_tiles):
-            first = int(layout.token_ids[row])
-            chunk = chunks[first // 100_000]
-            assert group.starts[tile] == first % 100_000
-            context = first % 100_000 + group.tile_tokens
-            num_blocks = -(-context // BLOCK)
-            assert list(group.block_tables[tile][:num_blocks]) == chunk.block_ids[:num_blocks]
-            row += group.tile_tokens
+    for tile in layout.tiles:
+        assert tile.begin == row
+        assert 1 <= tile.length <= tile_tokens(tile.start)
+        first = tile.chunk * 100_000 + tile.start
+        row += tile.length
+        assert list(layout.token_ids[tile.begin : row]) == list(range(first, first + tile.length))
+        assert layout.block_ids[tile.chunk] == chunks[tile.chunk].block_ids
     assert row == len(layout.token_ids)
 
 
 @given(sizes)
-def test_padding_and_scratch_memory_are_bounded(described):
-    for group in lay_out(make_chunks(described), BLOCK).groups:
-        longest = group.block_tables.shape[1] * BLOCK
-        shortest = int(min(group.starts)) + group.tile_tokens
-        assert longest <= shortest * 1.25 + 64 + BLOCK
-        assert group.tile_tokens <= MAX_TILE_TOKENS
-        if group.num_tiles > 1:
-            scores = group.num_tiles * group.tile_tokens * (longest - BLOCK)
-            assert scores <= MAX_GROUP_SCORES
+def test_longer_contexts_come_last_among_tiles_of_one_length(described):
+    tiles = lay_out(make_chunks(described), BLOCK, tile_tokens).tiles
+    order = [(tile.length, tile.context) for tile in tiles]
+    assert order == sorted(order)

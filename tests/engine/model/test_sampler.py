@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 from engine.model.sampler import sample, uniform
 from engine.sampling import SamplingParams
 
+BEST = partial(torch.argmax, dim=-1)
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0, -2.0])
 
 
 def draw(count: int, **options: Any) -> list[int]:
     """Tokens of one request's first outputs, the logits being the same for all."""
     params = SamplingParams(count, **{"temperature": 1.0, "seed": 7, **options})
-    return sample(LOGITS.repeat(count, 1), [(params, index) for index in range(count)])
+    return sample(LOGITS.repeat(count, 1), [(params, index) for index in range(count)], BEST)
 
 
 def chi_square(tokens: list[int], expected: torch.Tensor) -> float:
@@ -59,9 +61,9 @@ def test_the_same_seed_gives_the_same_tokens_whatever_else_is_in_the_batch():
     params = SamplingParams(40, seed=11)
     other = SamplingParams(40, seed=12, top_p=0.9, top_k=4)
     greedy = SamplingParams(40, temperature=0.0)
-    alone = [sample(LOGITS[None], [(params, index)])[0] for index in range(40)]
+    alone = [sample(LOGITS[None], [(params, index)], BEST)[0] for index in range(40)]
     mixed = [
-        sample(LOGITS.repeat(3, 1), [(greedy, index), (params, index), (other, index)])[1]
+        sample(LOGITS.repeat(3, 1), [(greedy, index), (params, index), (other, index)], BEST)[1]
         for index in range(40)
     ]
     assert mixed == alone

@@ -81,14 +81,15 @@ def our_logits(runner: TorchRunner) -> torch.Tensor:
     """[T, V] of the prompt, computed in two steps; as float32 on the CPU."""
     parts = []
     for start, end in ((0, NUM_FIRST), (NUM_FIRST, len(PROMPT))):
-        layout = lay_out([Chunk(PROMPT[start:end], start, list(range(1, 9)), None)], 16)
+        chunk = Chunk(PROMPT[start:end], start, list(range(1, 9)), None)
+        layout = lay_out([chunk], 16, runner._attention.tile_tokens)
         hidden_states = runner._model.hidden_states(
             torch.from_numpy(layout.token_ids).to(runner._device),
-            torch.from_numpy(layout.positions).to(runner._device),
             runner._attention.begin_step(layout),
             runner._caches,
         )
-        parts.append(runner._model.logits(hidden_states).float().cpu())
+        in_order = torch.from_numpy(layout.positions).argsort()
+        parts.append(runner._model.logits(hidden_states).float().cpu()[in_order])
     return torch.cat(parts)
 
 

@@ -1,0 +1,271 @@
+/* Rotary embedding, cache writes and causal attention over a paged cache, for one type of element.
+ *
+ * A layer's cache is [key-value heads][panels][2][padded * 16]: a panel holds the keys, then the
+ * values of 16 consecutive slots (slot = block * block size + offset), each laid out as the
+ * right-hand matrix of its product: keys as [padded / DEPTH][16 slots][DEPTH], values as
+ * [padded / 16][16 / DEPTH slots][16][DEPTH]; `padded` is the head size rounded up to 16.
+ *
+ * Softmax is computed online (Milakov and Gimelshein, arXiv 1805.02867), over pieces of the context
+ * that begin at the same positions for every query, so that a result does not depend on the batch.
+ */
+
+/* Up to 16 slots of one panel that hold consecutive positions. */
+struct NAME(piece) {
+    const ELEMENT *keys, *values;
+    int64_t position; /* of lane 0, were it the sequence's */
+    int begin, end;   /* lanes */
+};
+
+/* Rotates one head: halves (a, b) become (a cos - b sin, b cos + a sin). */
+INLINE void NAME(rotate)(
+    const struct attention *layer, const ELEMENT *head, int64_t position, float *to)
+{
+    const int64_t half = layer->head_dim / 2;
+    const float *cos = layer->cos + position * half, *sin = layer->sin + position * half;
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        floats a = LOAD(head + i), b = LOAD(head + half + i);
+        floats c = load_f32(cos + i), s = load_f32(sin + i);
+        store_f32(to + i, a * c - b * s);
+        store_f32(to + half + i, b * c + a * s);
+    }
+    for (; i < half; i++) {
+        float a = ONE(head + i), b = ONE(head + half + i);
+        to[i] = a * cos[i] - b * sin[i];
+        to[half + i] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* Stores the keys and values of one token and key-value head. */
+static void NAME(write)(
+    const struct attention *layer, const ELEMENT *key, const ELEMENT *value, int64_t position,
+    int64_t slot, ELEMENT *cache)
+{
+    const int64_t padded = layer->padded, lane = slot % 16;
+    float rotated[layer->head_dim];
+    NAME(rotate)(layer, key, position, rotated);
+    ELEMENT *keys = cache + slot / 16 * 2 * padded * 16, *values = keys + padded * 16;
+    for (int64_t i = 0; i < layer->head_dim; i++)
+        PUT(keys + (i / DEPTH * 16 + lane) * DEPTH + i % DEPTH, rotated[i]);
+    for (int64_t i = 0; i < layer->head_dim; i++)
+        values[i / 16 * 256 + (lane / DEPTH * 16 + i % 16) * DEPTH + lane % DEPTH] = value[i];
+}
+
+/* The next pieces, CHUNK at most, of the context's positions [*position, end); how many. */
+static int NAME(next_pieces)(
+    const struct attention *layer, const int32_t *blocks, const ELEMENT *cache, int64_t *position,
+    int64_t end, struct NAME(piece) *pieces)
+{
+    int num = 0;
+    while (num < CHUNK && *position < end) {
+        const int64_t offset = *position % layer->block_size;
+        const int64_t slot = (int64_t)blocks[*position / layer->block_size] * layer->block_size
+                             + offset;
+        int64_t count = 16 - slot % 16;
+        if (count > layer->block_size - offset)
+            count = layer->block_size - offset;
+        if (count > end - *position)
+            count = end - *position;
+        struct NAME(piece) *piece = &pieces[num++];
+        piece->keys = cache + slot / 16 * 2 * layer->padded * 16;
+        piece->values = piece->keys + layer->padded * 16;
+        piece->position = *position - slot % 16;
+        piece->begin = slot % 16;
+        piece->end = slot % 16 + count;
+        *position += count;
+    }
+    return num;
+}
+
+/* Scores [num_rows, CHUNK * 16] of the rows for the pieces' keys. */
+static void NAME(score)(
+    const CELL *queries, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
+    int num_pieces, float *scores)
+{
+    const ELEMENT *panels[CHUNK];
+    for (int p = 0; p < num_pieces; p++)
+        panels[p] = pieces[p].keys;
+    memset(scores, 0, num_rows * CHUNK * 16 * sizeof(float));
+    struct NAME(product) product = {
+        .rows = queries, .stride = padded, .panels = panels, .num_parts = 1,
+        .num_steps = padded / DEPTH, .step_size = 16 * DEPTH, .sums = scores,
+        .sums_stride = CHUNK * 16,
+    };
+    for (int p = 0, width; p < num_pieces; p += width) {
+        width = num_pieces - p < MAX_PANELS ? 1 : MAX_PANELS;
+        NAME(multiply_rows)(product, num_rows, width > 1);
+        product.panels += width;
+        product.sums += 16 * width;
+    }
+}
+
+/* Adds the rows' weights [num_rows, CHUNK * 16] times the pieces' values to mixed [num_rows, padded].
+ */
+static void NAME(mix)(
+    const CELL *weights, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
+    int num_pieces, float *mixed)
+{
+    const ELEMENT *panels[CHUNK * MAX_PANELS];
+    struct NAME(product) product = {
+        .rows = weights, .stride = CHUNK * 16, .panels = panels, .num_parts = num_pieces,
+        .num_steps = 16 / DEPTH, .step_size = 16 * DEPTH, .sums = mixed, .sums_stride = padded,
+    };
+    for (int64_t column = 0, width; column < padded; column += 16 * width) {
+        width = padded - column < MAX_PANELS * 16 ? 1 : MAX_PANELS;
+        for (int piece = 0; piece < num_pieces; piece++)
+            for (int p = 0; p < width; p++)
+                panels[piece * width + p] = pieces[piece].values + (column + p * 16) * 16;
+        NAME(multiply_rows)(product, num_rows, width > 1);
+        product.sums += 16 * width;
+    }
+}
+
+/* One row's scores to weights, with what was summed so far scaled to the new largest score. */
+static void NAME(soften)(
+    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
+    int64_t position, float *scores, CELL *weights, float *largest_so_far, float *total,
+    float *mixed)
+{
+    const ints lanes = lane_numbers();
+    floats top = all(-INFINITY);
+    for (int p = 0; p < num_pieces; p++) {
+        const struct NAME(piece) *piece = &pieces[p];
+        int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
+        end = end > piece->end ? piece->end : end < 0 ? 0 : end;
+        for (int v = 0; v < 16; v += LANES) {
+            floats score = load_f32(scores + p * 16 + v) * layer->scale;
+            if (piece->begin > 0 || end < 16) {
+                ints seen = (lanes + v >= piece->begin) & (lanes + v < (int32_t)end);
+                score = choose(seen, score, all(-INFINITY));
+            }
+            store_f32(scores + p * 16 + v, score);
+            top = larger(top, score);
+        }
+    }
+    float new_largest = largest(top);
+    if (new_largest > *largest_so_far) {
+        const floats shrink = exponential(all(*largest_so_far - new_largest));
+        for (int64_t i = 0; i < layer->padded; i += LANES)
+            store_f32(mixed + i, load_f32(mixed + i) * shrink);
+        for (int v = 0; v < 16; v += LANES)
+            store_f32(total + v, load_f32(total + v) * shrink);
+        *largest_so_far = new_largest;
+    }
+    for (int p = 0; p < num_pieces; p++)
+        for (int v = 0; v < 16; v += LANES) {
+            floats weight = exponential(load_f32(scores + p * 16 + v) - *largest_so_far);
+            STORE_CELLS(weights + p * 16 + v, weight);
+            store_f32(total + v, load_f32(total + v) + weight);
+        }
+}
+
+/* Attention of the query rows of one tile and key-value head.
+ *
+ * Rows are tokens times the query heads that share the key-value head.
+ */
+static void NAME(attend)(
+    const struct attention *layer, const struct attention_step *step, const ELEMENT *qkv,
+    const ELEMENT *cache, ELEMENT *out, int64_t tile, int64_t head, char *scratch)
+{
+    const int64_t padded = layer->padded, size = layer->head_dim, group = layer->group_size;
+    const int64_t num_tokens = step->lengths[tile], num_rows = num_tokens * group;
+    const int64_t qkv_row = layer->num_kv_heads * (group + 2) * size;
+    const int64_t out_row = layer->num_kv_heads * group * size;
+    const int64_t start = step->starts[tile], end = start + num_tokens;
+    const int32_t *blocks = step->blocks + step->tables[tile];
+    float *mixed = (float *)scratch;                     /* [num_rows, padded] */
+    float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
+    float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
+    float *tops = totals + num_rows * 16;                /* [num_rows] */
+    float *rotated = tops + (num_rows + 15) / 16 * 16;   /* [padded] */
+    CELL *queries = (CELL *)(rotated + padded);          /* [num_rows, padded] */
+    CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
+    for (int64_t row = 0; row < num_rows; row++) {
+        const int64_t token = row / group;
+        const ELEMENT *query = qkv + (step->rows[tile] + token) * qkv_row
+                               + (head * group + row % group) * size;
+        NAME(rotate)(layer, query, start + token, rotated);
+        for (int64_t i = 0; i < padded; i++)
+            PUT_CELL(queries + row * padded + i, i < size ? rotated[i] : 0.0f);
+        tops[row] = -INFINITY;
+    }
+    memset(mixed, 0, num_rows * padded * sizeof(float));
+    memset(totals, 0, num_rows * 16 * sizeof(float));
+    for (int64_t position = 0; position < end;) {
+        struct NAME(piece) pieces[CHUNK];
+        const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, pieces);
+        NAME(score)(queries, num_rows, padded, pieces, num, scores);
+        for (int64_t row = 0; row < num_rows; row++)
+            NAME(soften)(layer, pieces, num, start + row / group, scores + row * CHUNK * 16,
+                         weights + row * CHUNK * 16, tops + row, totals + row * 16, mixed + row * padded);
+        NAME(mix)(weights, num_rows, padded, pieces, num, mixed);
+    }
+    for (int64_t row = 0; row < num_rows; row++) {
+        ELEMENT *to = out + (step->rows[tile] + row / group) * out_row
+                      + (head * group + row % group) * size;
+        floats total = ZERO;
+        for (int v = 0; v < 16; v += LANES)
+            total += load_f32(totals + row * 16 + v);
+        const float share = 1.0f / sum(total);
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES)
+            STORE(to + i, load_f32(mixed + row * padded + i) * share);
+        for (; i < size; i++)
+            PUT(to + i, mixed[row * padded + i] * share);
+    }
+}
+
+/* What the threads of one call share. */
+struct NAME(attention_call) {
+    const struct attention *layer;
+    const struct attention_step *step;
+    const ELEMENT *qkv;
+    ELEMENT *cache, *out;
+    char *scratch;
+};
+
+static void NAME(write_item)(void *context, int64_t item, int thread)
+{
+    (void)thread;
+    const struct NAME(attention_call) *call = context;
+    const struct attention *layer = call->layer;
+    const int64_t heads = layer->num_kv_heads, size = layer->head_dim;
+    const int64_t qkv_row = heads * (layer->group_size + 2) * size;
+    const int64_t begin = item * ROWS_PER_ITEM;
+    for (int64_t token = begin;
+         token < begin + ROWS_PER_ITEM && token < call->step->num_tokens; token++) {
+        const ELEMENT *keys = call->qkv + token * qkv_row + heads * layer->group_size * size;
+        for (int64_t head = 0; head < heads; head++)
+            NAME(write)(layer, keys + head * size, keys + (heads + head) * size,
+                        call->step->positions[token], call->step->slots[token],
+                        call->cache + head * layer->num_panels * 2 * layer->padded * 16);
+    }
+}
+
+/* Tiles come with the longest contexts last: they are begun first. */
+static void NAME(attend_item)(void *context, int64_t item, int thread)
+{
+    const struct NAME(attention_call) *call = context;
+    const struct attention *layer = call->layer;
+    const int64_t heads = layer->num_kv_heads, head = item % heads;
+    NAME(attend)(layer, call->step, call->qkv,
+                 call->cache + head * layer->num_panels * 2 * layer->padded * 16, call->out,
+                 call->step->num_tiles - 1 - item / heads, head,
+                 call->scratch + thread * layer->scratch_bytes);
+}
+
+/* Stores the step's keys and values, then attends.
+ *
+ * qkv      [tokens, (query heads + 2 * key-value heads) * head_dim]
+ * cache    of this layer
+ * out      [tokens, query heads * head_dim]
+ * scratch  layer->scratch_bytes for each thread
+ */
+void NAME(attention)(
+    const struct attention *layer, const struct attention_step *step, const void *qkv, void *cache,
+    void *out, void *scratch, struct pool *pool)
+{
+    struct NAME(attention_call) call = {layer, step, qkv, cache, out, scratch};
+    run(pool, NAME(write_item), &call, (step->num_tokens + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    run(pool, NAME(attend_item), &call, step->num_tiles * layer->num_kv_heads);
+}

@@ -1,0 +1,97 @@
+"""Paged attention by a kernel of ours, straight from the blocks of the cache."""
+
+import ctypes
+import itertools
+
+import numpy as np
+import torch
+
+from engine.config import Settings
+from engine.model.attention import lazy_zeros
+from engine.model.batch import Layout
+from engine.model.kernels.library import AttentionStruct, Library, StepStruct, Team
+from engine.model.rotary import rotary_tables
+
+MAX_TILE_TOKENS = 32
+"""What a tile computes stays in a core's cache, and there are tiles for all cores."""
+_PANEL = 16
+
+
+class NativeStep:
+    """`struct attention_step` of a layout, with the arrays that it points to."""
+
+    def __init__(self, layout: Layout) -> None:
+        tiles = layout.tiles
+        self._arrays = [
+            np.ascontiguousarray(layout.positions),
+            np.ascontiguousarray(layout.slots),
+            np.array([tile.begin for tile in tiles], dtype=np.int64),
+            np.array([tile.length for tile in tiles], dtype=np.int64),
+            np.array([tile.start for tile in tiles], dtype=np.int64),
+        ]
+        lengths = [0, *map(len, layout.block_ids)]
+        begins = np.cumsum(lengths)[:-1]
+        self._arrays.append(begins[[tile.chunk for tile in tiles]])
+        blocks = itertools.chain.from_iterable(layout.block_ids)
+        self._arrays.append(np.fromiter(blocks, dtype=np.int32, count=sum(lengths)))
+        addresses = [array.ctypes.data for array in self._arrays]
+        self._struct = StepStruct(len(layout.positions), len(tiles), *addresses)
+        self.address = ctypes.addressof(self._struct)
+        self.num_tokens = len(layout.positions)
+
+
+class NativeAttention:
+    """Causal attention with grouped query heads, in the cache layout that attention.h describes."""
+
+    def __init__(
+        self,
+        library: Library,
+        team: Team,
+        settings: Settings,
+        dtype: torch.dtype,
+    ) -> None:
+        facts, cache = settings.facts, settings.cache
+        self._attend, self._team = library.attention, team
+        self._dtype = dtype
+        self._out_features = facts.num_attention_heads * facts.head_dim
+        padded = -(-facts.head_dim // _PANEL) * _PANEL
+        num_panels = -(-cache.num_blocks * cache.block_size // _PANEL)
+        self._cache_shape = (facts.num_key_value_heads, num_panels, 2, padded * _PANEL)
+        self._tables = rotary_tables(facts, settings.max_model_len)
+        cos, sin = self._tables
+        self._struct = AttentionStruct(
+            num_kv_heads=facts.num_key_value_heads,
+            group_size=facts.num_attention_heads // facts.num_key_value_heads,
+            head_dim=facts.head_dim,
+            padded=padded,
+            block_size=cache.block_size,
+            num_panels=num_panels,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            scale=facts.head_dim**-0.5,
+        )
+        self._struct.scratch_bytes = library.attention_scratch_bytes(self._struct, MAX_TILE_TOKENS)
+        self._scratch_bytes = team.num_threads * self._struct.scratch_bytes
+        self._address = ctypes.addressof(self._struct)
+
+    def new_cache(self) -> torch.Tensor:
+        return lazy_zeros(self._cache_shape, self._dtype, torch.device("cpu"))
+
+    def tile_tokens(self, _start: int) -> int:
+        return MAX_TILE_TOKENS
+
+    def begin_step(self, layout: Layout) -> NativeStep:
+        return NativeStep(layout)
+
+    def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, step: NativeStep) -> torch.Tensor:
+        attended = torch.empty((step.num_tokens, self._out_features), dtype=self._dtype)
+        self._attend(
+            self._address,
+            step.address,
+            qkv.data_ptr(),
+            cache.data_ptr(),
+            attended.data_ptr(),
+            self._team.scratch(self._scratch_bytes),
+            self._team.pool,
+        )
+        return attended

@@ -1,0 +1,112 @@
+/* Kernels of the CPU engine: linear layers and paged attention, in float32 and bfloat16.
+ *
+ * Built at first use by build.py, called through ctypes by linear.py and attention.py. One library
+ * is for one set of instructions, that of the compiler's flags.
+ */
+#include <math.h>
+#include <stddef.h>
+
+#include "vectors.h"
+
+#include "pool.h"
+
+#define PER_PANEL (16 / LANES)
+/* Sums that fit into the registers: MAX_ROWS rows of MAX_PANELS panels. */
+#if LANES == 16
+#define MAX_ROWS 6
+#define MAX_PANELS 4
+#elif LANES == 8 || defined(__aarch64__)
+#define MAX_ROWS 3
+#define MAX_PANELS 2
+#else
+#define MAX_ROWS 1
+#define MAX_PANELS 2
+#endif
+enum {
+    CHUNK = 4,         /* panels of keys that attention takes at once */
+    ROWS_PER_ITEM = 8, /* of rows that are normed, of tokens that are stored */
+};
+
+struct linear {
+    const void *weight; /* packed, see linear.h */
+    const void *bias;   /* [out_features] or NULL */
+    const void *norm;   /* [in_features] weight of an RMS norm of the rows of x, or NULL */
+    int64_t in_features, out_features;
+    float eps; /* of the norm */
+    int32_t gated;
+};
+
+struct attention {
+    int64_t num_kv_heads, group_size, head_dim;
+    int64_t padded; /* head_dim rounded up to 16 */
+    int64_t block_size, num_panels;
+    int64_t scratch_bytes;   /* of one thread */
+    const float *cos, *sin;  /* [positions, head_dim / 2] */
+    float scale;
+};
+
+struct attention_step {
+    int64_t num_tokens, num_tiles;
+    const int64_t *positions, *slots; /* [num_tokens] */
+    const int64_t *rows;              /* [num_tiles] first token */
+    const int64_t *lengths;           /* [num_tiles] tokens */
+    const int64_t *starts;            /* [num_tiles] position of the first token */
+    const int64_t *tables;            /* [num_tiles] index in `blocks` of the sequence's first */
+    const int32_t *blocks;
+};
+
+/* Scratch that one thread needs for tiles of so many tokens. */
+int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_tokens)
+{
+    const int64_t rows = num_tokens * layer->group_size;
+    const int64_t row = 2 * layer->padded + 2 * CHUNK * 16 + 16 + 1; /* see attend() */
+    const int64_t bytes = (rows * row + layer->padded + 16) * sizeof(float);
+    return (bytes + 127) / 64 * 64;
+}
+
+#define NAME(name) name##_f32
+#define ELEMENT float
+#define DEPTH 1
+#define LOAD load_f32
+#define STORE store_f32
+#define ONE one_f32
+#define PUT put_f32
+#define CELL float
+#define ADD_PRODUCT add_product_f32
+#define STORE_CELLS store_f32
+#define PUT_CELL put_f32
+#include "product.h"
+
+#include "attention.h"
+#include "best.h"
+#include "linear.h"
+
+#undef NAME
+#undef ELEMENT
+#undef DEPTH
+#undef LOAD
+#undef STORE
+#undef ONE
+#undef PUT
+#undef ADD_PRODUCT
+#define NAME(name) name##_bf16
+#define ELEMENT bf16
+#define DEPTH 2
+#define LOAD load_bf16
+#define STORE store_bf16
+#define ONE one_bf16
+#define PUT put_bf16
+#define ADD_PRODUCT add_product_bf16
+#if DOT_BF16
+#undef CELL
+#undef STORE_CELLS
+#undef PUT_CELL
+#define CELL bf16
+#define STORE_CELLS store_bf16
+#define PUT_CELL put_bf16
+#endif
+#include "product.h"
+
+#include "attention.h"
+#include "best.h"
+#include "linear.h"

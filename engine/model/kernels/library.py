@@ -1,0 +1,125 @@
+"""The built kernels, as Python sees them: the structures and functions of kernels.c."""
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from typing import ClassVar
+
+import torch
+
+from engine.errors import KernelError
+from engine.model.kernels.build import InstructionPath, build, usable_paths
+
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class LinearStruct(Structure):
+    """`struct linear`."""
+
+    _fields_: ClassVar = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("norm", c_void_p),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("eps", c_float),
+        ("gated", c_int32),
+    ]
+
+
+class AttentionStruct(Structure):
+    """`struct attention`."""
+
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in ("num_kv_heads", "group_size", "head_dim", "padded")),
+        *((name, c_int64) for name in ("block_size", "num_panels", "scratch_bytes")),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("scale", c_float),
+    ]
+
+
+class StepStruct(Structure):
+    """`struct attention_step`."""
+
+    _fields_: ClassVar = [
+        ("num_tokens", c_int64),
+        ("num_tiles", c_int64),
+        *((name, c_void_p) for name in ("positions", "slots")),
+        *((name, c_void_p) for name in ("rows", "lengths", "starts", "tables", "blocks")),
+    ]
+
+
+class Library:
+    """The kernels for one type of element."""
+
+    def __init__(
+        self, path: InstructionPath, dtype: torch.dtype, flags: Sequence[str] = ()
+    ) -> None:
+        library = _open(path, tuple(flags))
+        suffix = _SUFFIXES[dtype]
+        self.path_name = path.name
+        self.depth = 2 if dtype == torch.bfloat16 else 1
+        """Elements of a column that lie side by side in packed weights."""
+        self.linear = library[f"linear_{suffix}"]
+        self.linear.argtypes = [c_void_p] * 5 + [c_int64, c_void_p]
+        self.linear.restype = None
+        self.attention = library[f"attention_{suffix}"]
+        self.attention.argtypes = [c_void_p] * 7
+        self.attention.restype = None
+        self.best = library[f"best_{suffix}"]
+        self.best.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p]
+        self.best.restype = None
+        self.attention_scratch_bytes = library["attention_scratch_bytes"]
+        self.attention_scratch_bytes.argtypes = [POINTER(AttentionStruct), c_int64]
+        self.attention_scratch_bytes.restype = c_int64
+        self.pool_start, self.pool_stop = library["pool_start"], library["pool_stop"]
+        self.pool_start.argtypes, self.pool_start.restype = [c_int], c_void_p
+        self.pool_stop.argtypes, self.pool_stop.restype = [c_void_p], None
+
+
+class Team:
+    """The threads that share the work of a call, and memory that they write in passing.
+
+    One call at a time. The memory is one piece for all layers, as large as any has needed.
+
+    Raises:
+        KernelError: There are not so many threads to be had.
+    """
+
+    def __init__(self, library: Library, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.pool = library.pool_start(num_threads)
+        """Address of the threads' pool."""
+        if not self.pool:
+            raise KernelError(
+                f"cannot start {num_threads} threads", "engine.threads=... with fewer"
+            )
+        weakref.finalize(self, library.pool_stop, self.pool)
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def scratch(self, num_bytes: int) -> int:
+        """Where so many bytes are, until the next call."""
+        if self._memory.numel() < num_bytes:
+            self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._memory.data_ptr()
+
+
+def best_library(dtype: torch.dtype) -> Library:
+    """The kernels for the best path that this processor has.
+
+    Raises:
+        KernelError: They cannot be built or loaded.
+    """
+    return Library(usable_paths()[0], dtype)
+
+
+@functools.cache
+def _open(path: InstructionPath, flags: tuple[str, ...]) -> ctypes.CDLL:
+    file = build(path, flags)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise KernelError(f"cannot load {file}: {error}", f"remove {file.parent}") from error

@@ -1,0 +1,181 @@
+/* y = x W^T, with what surrounds it in a decoder layer, for one type of element.
+ *
+ * Weights are packed as [groups][steps][4][16][DEPTH]: a group is 4 panels side by side, so that
+ * memory is read in one stream. Columns are padded with zeros to whole groups. In a gated layer the
+ * panels of a group are gate, up, gate, up, and y = silu(x G^T) * (x U^T).
+ *
+ * Each output is summed in the same order whatever the number of rows and threads.
+ */
+
+/* Cells of the rows [begin, end) of x: normed where `norm` is given, zero-padded. */
+static void NAME(prepare)(
+    const struct linear *layer, const ELEMENT *x, CELL *cells, int64_t stride, int64_t begin,
+    int64_t end)
+{
+    const ELEMENT *norm = layer->norm;
+    const int64_t in = layer->in_features, whole = in / LANES * LANES;
+    for (int64_t row = begin; row < end; row++) {
+        const ELEMENT *from = x + row * in;
+        CELL *to = cells + row * stride;
+        float scale = 1.0f;
+        if (norm) {
+            floats squares = ZERO;
+            float rest = 0.0f;
+            for (int64_t i = 0; i < whole; i += LANES)
+                squares += LOAD(from + i) * LOAD(from + i);
+            for (int64_t i = whole; i < in; i++)
+                rest += ONE(from + i) * ONE(from + i);
+            scale = 1.0f / sqrtf((sum(squares) + rest) / in + layer->eps);
+        }
+        for (int64_t i = 0; i < whole; i += LANES) {
+            floats y = LOAD(from + i);
+            STORE_CELLS(to + i, norm ? y * scale * LOAD(norm + i) : y);
+        }
+        for (int64_t i = whole; i < in; i++) {
+            float y = ONE(from + i);
+            PUT_CELL(to + i, norm ? y * scale * ONE(norm + i) : y);
+        }
+        for (int64_t i = in; i < stride; i++)
+            PUT_CELL(to + i, 0.0f);
+    }
+}
+
+/* Stores one row's outputs from `column` on, as far as the layer has columns.
+ *
+ * y: [num_columns] sums, a multiple of 16.
+ */
+static void NAME(finish)(
+    const struct linear *layer, const float *y, const ELEMENT *residual, ELEMENT *out, int64_t row,
+    int64_t column, int64_t num_columns)
+{
+    const ELEMENT *bias = layer->gated ? NULL : layer->bias; /* see join() */
+    const int64_t place = row * layer->out_features + column;
+    const int64_t left = layer->out_features - column;
+    int64_t i = 0;
+    for (; i < num_columns && i + LANES <= left; i += LANES) {
+        floats sums = load_f32(y + i);
+        if (bias)
+            sums += LOAD(bias + column + i);
+        if (residual)
+            sums += LOAD(residual + place + i);
+        STORE(out + place + i, sums);
+    }
+    for (; i < num_columns && i < left; i++)
+        PUT(out + place + i, y[i] + (bias ? ONE(bias + column + i) : 0.0f)
+                                 + (residual ? ONE(residual + place + i) : 0.0f));
+}
+
+/* Gate and up panels in turn to half as many panels of silu(gate) * up, in place.
+ *
+ * bias: [16 * num_panels], in the order of the panels, or NULL.
+ */
+static void NAME(join)(float *y, const ELEMENT *bias, int64_t num_panels)
+{
+    for (int64_t panel = 0; panel < num_panels / 2; panel++)
+        for (int lane = 0; lane < 16; lane += LANES) {
+            const int64_t i = panel * 32 + lane;
+            floats gate = load_f32(y + i), up = load_f32(y + i + 16);
+            if (bias) {
+                gate += LOAD(bias + i);
+                up += LOAD(bias + i + 16);
+            }
+            const floats below = choose(gate > -80.0f, gate, all(-80.0f));
+            store_f32(y + panel * 16 + lane, gate / (1.0f + exponential(-below)) * up);
+        }
+}
+
+/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on.
+ *
+ * While these weights are used the next ones are fetched: a share of them in each pass.
+ */
+static void NAME(columns)(
+    const struct linear *layer, const CELL *cells, int64_t stride, const ELEMENT *residual,
+    ELEMENT *out, int64_t num_rows, int64_t panel, int64_t num_panels)
+{
+    const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
+    const ELEMENT *weight = (const ELEMENT *)layer->weight
+                            + panel / 4 * num_steps * step_size + panel % 4 * panel_step;
+    const ELEMENT *bias = layer->bias;
+    const ELEMENT *panels[4];
+    for (int64_t p = 0; p < num_panels; p++)
+        panels[p] = weight + p * panel_step;
+    const int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t num_lines = 4 * panel_step * sizeof(ELEMENT) / 64; /* of a step */
+    const int64_t share = (num_lines + num_passes - 1) / num_passes;
+    const char *next = (const char *)(weight + num_steps * step_size);
+    for (int64_t row = 0, pass = 0; row < num_rows; row += MAX_ROWS, pass++) {
+        const int64_t count = num_rows - row < MAX_ROWS ? num_rows - row : MAX_ROWS;
+        float sums[MAX_ROWS * 64] = {0};
+        struct NAME(product) product = {
+            .rows = cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
+            .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
+            .ahead = next + pass * share * num_steps * 64,
+            .num_ahead = pass * share < num_lines ? share : 0,
+        };
+        const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
+        for (int64_t p = 0; p < num_panels; p += width) {
+            NAME(multiply_rows)(product, count, width > 1);
+            product.panels += width;
+            product.sums += 16 * width;
+            product.num_ahead = 0;
+        }
+        for (int64_t r = 0; r < count; r++) {
+            if (layer->gated)
+                NAME(join)(sums + r * 64, bias ? bias + panel * 16 : NULL, num_panels);
+            NAME(finish)(layer, sums + r * 64, residual, out, row + r,
+                         panel * 16 / (layer->gated ? 2 : 1),
+                         num_panels * 16 / (layer->gated ? 2 : 1));
+        }
+    }
+}
+
+/* What the threads of one call share. */
+struct NAME(linear_call) {
+    const struct linear *layer;
+    const ELEMENT *x, *residual;
+    ELEMENT *out;
+    CELL *cells;
+    int64_t stride, num_rows, num_wide;
+};
+
+static void NAME(prepare_item)(void *context, int64_t item, int thread)
+{
+    (void)thread;
+    const struct NAME(linear_call) *call = context;
+    const int64_t begin = item * ROWS_PER_ITEM, end = begin + ROWS_PER_ITEM;
+    NAME(prepare)(call->layer, call->x, call->cells, call->stride, begin,
+                  end < call->num_rows ? end : call->num_rows);
+}
+
+/* Four panels to an item, but two to the last ones, so that all threads end together. */
+static void NAME(columns_item)(void *context, int64_t item, int thread)
+{
+    (void)thread;
+    const struct NAME(linear_call) *call = context;
+    const int64_t is_wide = item < call->num_wide;
+    NAME(columns)(call->layer, call->cells, call->stride, call->residual, call->out, call->num_rows,
+                  is_wide ? item * 4 : call->num_wide * 2 + item * 2, is_wide ? 4 : 2);
+}
+
+/* x [num_rows, in_features], residual and out [num_rows, out_features].
+ *
+ * scratch: num_rows * (in_features rounded up to DEPTH) cells.
+ */
+void NAME(linear)(
+    const struct linear *layer, const void *x, const void *residual, void *out, void *scratch,
+    int64_t num_rows, struct pool *pool)
+{
+    const int64_t in = layer->in_features, stride = (in + DEPTH - 1) / DEPTH * DEPTH;
+    const int64_t num_columns = layer->gated ? 2 * layer->out_features : layer->out_features;
+    const int64_t num_groups = (num_columns + 63) / 64;
+    const int64_t num_split = num_groups < pool->num_workers + 1 ? num_groups : pool->num_workers + 1;
+    struct NAME(linear_call) call = {
+        .layer = layer, .x = x, .residual = residual, .out = out, .cells = scratch,
+        .stride = stride, .num_rows = num_rows, .num_wide = num_groups - num_split,
+    };
+    if (sizeof(CELL) == sizeof(ELEMENT) && !layer->norm && in == stride)
+        call.cells = (CELL *)x; /* as they are */
+    else
+        run(pool, NAME(prepare_item), &call, (num_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
+    run(pool, NAME(columns_item), &call, num_groups + num_split);
+}

@@ -1,0 +1,83 @@
+"""The linear layer by a kernel of ours: norm, product, gate and residual in one call."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+
+from engine.model.kernels.library import Library, LinearStruct, Team
+from engine.model.operators import Norm
+
+_PANEL = 16
+_GROUP_PANELS = 4
+
+
+class NativeLinear:
+    """Weights packed once, in the layout that linear.h describes."""
+
+    def __init__(
+        self,
+        library: Library,
+        team: Team,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        norm: Norm | None = None,
+        gated: bool = False,
+    ) -> None:
+        self._multiply, self._team = library.linear, team
+        num_columns, in_features = weight.shape
+        self._out_features = num_columns // 2 if gated else num_columns
+        self._dtype = weight.dtype
+        self._row_bytes = -(-in_features // library.depth) * library.depth * 4
+        bias = None if bias is None else bias.contiguous()
+        norm_weight = None if norm is None else norm.weight.contiguous()
+        if gated:
+            weight = _interleave(weight)
+            bias = None if bias is None else _whole_groups(_interleave(bias[:, None])).flatten()
+        packed = pack(weight, library.depth)
+        self._tensors = (packed, bias, norm_weight)  # kept, since the kernel has their addresses
+        self._struct = LinearStruct(
+            weight=packed.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            norm=None if norm_weight is None else norm_weight.data_ptr(),
+            in_features=in_features,
+            out_features=self._out_features,
+            eps=0.0 if norm is None else norm.eps,
+            gated=gated,
+        )
+        self._address = ctypes.addressof(self._struct)
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        rows = x.shape[0]
+        y = torch.empty((rows, self._out_features), dtype=self._dtype)
+        self._multiply(
+            self._address,
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            y.data_ptr(),
+            self._team.scratch(rows * self._row_bytes),
+            rows,
+            self._team.pool,
+        )
+        return y
+
+
+def pack(weight: torch.Tensor, depth: int) -> torch.Tensor:
+    """[columns, K] to [groups, steps, 4, 16, depth], padded with zeros."""
+    weight = _whole_groups(F.pad(weight, (0, -weight.shape[1] % depth)))
+    panels = weight.view(-1, _GROUP_PANELS, _PANEL, weight.shape[1] // depth, depth)
+    if depth == 2:  # pairs of bfloat16 are moved as one
+        panels = panels.view(torch.int32)
+    return panels.permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _whole_groups(weight: torch.Tensor) -> torch.Tensor:
+    """[columns, K] with as many columns of zeros behind as make the last group whole."""
+    return F.pad(weight, (0, 0, 0, -weight.shape[0] % (_PANEL * _GROUP_PANELS)))
+
+
+def _interleave(weight: torch.Tensor) -> torch.Tensor:
+    """Rows of gate, then up, to 16 of gate, 16 of up and so on, padded to whole sixteens."""
+    padded = [F.pad(half, (0, 0, 0, -half.shape[0] % _PANEL)) for half in weight.chunk(2)]
+    panels = [half.view(-1, _PANEL, half.shape[1]) for half in padded]
+    return torch.stack(panels, dim=1).reshape(-1, weight.shape[1])

@@ -1,0 +1,56 @@
+"""The operators of a model by C kernels of ours, for the CPU."""
+
+import torch
+
+from engine.config import Settings
+from engine.model.kernels.attention import NativeAttention
+from engine.model.kernels.library import Library, Team, best_library
+from engine.model.kernels.linear import NativeLinear
+from engine.model.operators import Linear, Norm
+
+
+class NativeOperators:
+    """Makes the layers of one model.
+
+    One call of any of its layers at a time: they share their threads and scratch memory.
+
+    Args:
+        library: Other kernels than the best ones for this processor.
+
+    Raises:
+        KernelError: The kernels cannot be built or loaded.
+    """
+
+    remark = ""
+
+    def __init__(
+        self,
+        settings: Settings,
+        dtype: torch.dtype,
+        num_threads: int,
+        library: Library | None = None,
+    ) -> None:
+        self._settings, self._dtype = settings, dtype
+        self._library = library or best_library(dtype)
+        self._team = Team(self._library, num_threads)
+        # torch's own threads would go on spinning beside ours after each of its few operators.
+        torch.set_num_threads(1)
+        self.name = f"native ({self._library.path_name})"
+
+    def linear(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        norm: Norm | None = None,
+        gated: bool = False,
+    ) -> Linear:
+        return NativeLinear(self._library, self._team, weight, bias, norm, gated)
+
+    def best(self, logits: torch.Tensor) -> torch.Tensor:
+        rows, vocab_size = logits.shape
+        best = torch.empty(rows, dtype=torch.int64)
+        self._library.best(logits.data_ptr(), best.data_ptr(), rows, vocab_size, self._team.pool)
+        return best
+
+    def attention(self) -> NativeAttention:
+        return NativeAttention(self._library, self._team, self._settings, self._dtype)

@@ -1,0 +1,116 @@
+"""What a model is built from: linear layers and attention, one interface each, and who makes them.
+
+`torch` has them on every device; `native` ones are C kernels of ours for the CPU (see kernels/).
+"""
+
+import logging
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from engine.config import Kernels, Settings
+from engine.errors import KernelError
+from engine.model.batch import Layout
+
+logger = logging.getLogger(__name__)
+
+
+class Norm(NamedTuple):
+    """An RMS norm: x / sqrt(mean(x^2) + eps) * weight."""
+
+    weight: torch.Tensor
+    """[in_features]."""
+    eps: float
+
+
+class Linear(Protocol):
+    """`x @ weight.T + bias`, with the operators around it that a kernel can do on its way."""
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Norms x [rows, in_features], multiplies, gates, adds residual [rows, out_features]."""
+        ...
+
+
+class Attention(Protocol):
+    """Causal attention with grouped query heads over a paged cache, rotary embedding included.
+
+    A cache (of one layer) and a step are made here and given back; what they are is its own affair.
+    """
+
+    def new_cache(self) -> Any:
+        """An empty cache of one layer."""
+        ...
+
+    def tile_tokens(self, start: int) -> int:
+        """Most tokens of one sequence, from position `start` on, that attend as one tile."""
+        ...
+
+    def begin_step(self, layout: Layout) -> Any:
+        """What all layers share in one step."""
+        ...
+
+    def __call__(self, qkv: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
+        """Rotates queries and keys, stores keys and values, attends.
+
+        Args:
+            qkv: [tokens, (query heads + 2 * key-value heads) * head size], in the layout's order.
+
+        Returns:
+            [tokens, query heads * head size].
+        """
+        ...
+
+
+class Operators(Protocol):
+    """Makes the layers of one model."""
+
+    name: str
+    """For logs: which operators these are."""
+    remark: str
+    """What the user should know about them, or ""."""
+
+    def linear(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        norm: Norm | None = None,
+        gated: bool = False,
+    ) -> Linear:
+        """A layer with weight [out_features, in_features].
+
+        Args:
+            norm: Applied to x first.
+            gated: The weight's first half is a gate, the second goes up, and the result is
+                silu(gate) * up, with half as many features.
+        """
+        ...
+
+    def attention(self) -> Attention: ...
+
+    def best(self, logits: torch.Tensor) -> torch.Tensor:
+        """Index of the largest of each row, the first of equals: [rows, V] to [rows], int64."""
+        ...
+
+
+def make_operators(
+    settings: Settings, dtype: torch.dtype, device: torch.device, num_threads: int
+) -> Operators:
+    """The operators that `engine.kernels` asks for.
+
+    Raises:
+        KernelError: Native kernels were asked for and cannot be had.
+    """
+    from engine.model.torch_operators import TorchOperators
+
+    if settings.kernels is Kernels.torch or device.type != "cpu" or dtype == torch.float16:
+        return TorchOperators(settings, dtype, device)
+    try:
+        from engine.model.kernels.operators import NativeOperators
+
+        return NativeOperators(settings, dtype, num_threads)
+    except KernelError as error:
+        if settings.kernels is Kernels.native:
+            raise
+        logger.warning("native kernels cannot be used: %s; %s", error, error.hint)
+        remark = f"torch's slower operators: {error}; hint: {error.hint}"
+        return TorchOperators(settings, dtype, device, remark)
