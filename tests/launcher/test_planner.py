@@ -101,7 +101,7 @@ def test_the_type_is_the_checkpoints(checkpoint: str, cluster: Cluster, dtype: D
 def test_native_kernels_are_for_cpus():
     config = config_of(engine__kernels=Kernels.native)
     assert plan_for(config).settings.kernels is Kernels.native
-    refused = refusal(config, gpu_head(1))
+    refused = refusal(config, SMOLLM2, gpu_head(1))
     assert refused == ("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
 
 
