@@ -1,4 +1,4 @@
-"""Deployments as a user starts them: `python -m launcher` in a process of its own."""
+"""Deployments as a user starts them, `python -m launcher` in a process of its own, and requests."""
 
 import os
 import queue
@@ -9,12 +9,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import psutil
+
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 READY_S = 60.0
@@ -122,3 +126,31 @@ def assert_nothing_left(launcher: Launcher, family: list[psutil.Process]) -> Non
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive, f"left behind: {alive}"
     assert not launcher.directory.exists(), sorted(launcher.directory.rglob("*"))
+
+
+def complete(client: httpx.Client, num_tokens: int = 8, **more) -> httpx.Response:
+    body = {"model": "dummy", "prompt": "hi", "max_tokens": num_tokens, "ignore_eos": True, **more}
+    return client.post("/v1/completions", json=body)
+
+
+def stream(client: httpx.Client, num_tokens: int, **more):
+    """A context in which a streamed completion runs, `iter_lines` being its events."""
+    body = {"model": "dummy", "prompt": "hi", "max_tokens": num_tokens, "stream": True, **more}
+    return client.stream("POST", "/v1/completions", json=body)
+
+
+def until_plan(client: httpx.Client, holds: Callable[[dict[str, int]], bool]) -> None:
+    """Asks for the plan until the numbers of requests by process, as told by heartbeats, fit."""
+    deadline = time.monotonic() + 20
+    while True:
+        members = client.get("/plan").json()["actual"]
+        counts = {member["name"]: member["num_requests"] for member in members}
+        if holds(counts):
+            return
+        assert time.monotonic() < deadline, counts
+
+
+def random_model(directory: Path, **changes: Any) -> tuple[str, str, str]:
+    """Overrides that serve `random`: the tiny model with other sizes, made in the directory."""
+    write_random_checkpoint(directory, replace(TINY_FACTS, **changes))
+    return "model=path", f"model.path={directory}", "model.name=random"
