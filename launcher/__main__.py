@@ -13,6 +13,7 @@ from hydra._internal.utils import get_args_parser  # the one list of Hydra's own
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused
@@ -45,7 +46,7 @@ def reader_has_left(descriptor: int) -> bool:
 def run() -> int:
     """Does what the command line says and returns the exit code, of several jobs the highest."""
     register()
-    flags, unknown = get_args_parser().parse_known_args()
+    flags, unknown = flag_parser().parse_known_args()
     if unknown:
         from launcher.config_errors import explain_flags
 
@@ -75,6 +76,15 @@ def run() -> int:
     finally:
         del os.environ[RAISE_ERRORS]
     return max(exit_codes, default=0)
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Hydra's flags, but for a version that is ours."""
+    parser = argparse.ArgumentParser(
+        parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
+    )
+    parser.add_argument("--version", action="version", version=f"flotilla {__version__}")
+    return parser
 
 
 def to_config(composed: DictConfig, flags: argparse.Namespace) -> LaunchConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import __version__
 from launcher.errors import StartFailed
 from launcher.plan import DeploymentPlan
 
@@ -131,10 +132,19 @@ def test_hydra_flags_work(launcher):
     assert launcher("--info", "defaults", "topology=x").returncode == 2
 
 
-def test_nothing_heavy_is_imported_to_show_the_config(environment: dict[str, str]):
+def test_the_version_is_flotillas(launcher):
+    done = launcher("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"flotilla {__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--version"]])
+def test_nothing_heavy_is_imported_to_show_a_thing(
+    environment: dict[str, str], arguments: list[str]
+):
     script = (
-        "import sys; sys.argv[1:] = ['--cfg', 'job']; from launcher.__main__ import run;"
-        "assert run() == 0; heavy = {'torch', 'ray', 'transformers', 'numpy', 'rich', 'psutil'};"
+        f"import contextlib, sys; sys.argv[1:] = {arguments}; from launcher.__main__ import run\n"
+        "with contextlib.suppress(SystemExit): run()\n"
+        "heavy = {'torch', 'ray', 'transformers', 'numpy', 'rich', 'psutil'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
