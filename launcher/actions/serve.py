@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,13 @@ from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
+
+ECHO_S = 0.2
+"""The same signal again within this time is the same one. A signal to a process group reaches us,
+and once more by a parent that passes it on: make does (GNU make 4.3, src/commands.c,
+`fatal_error_signal`), as wrappers in containers do. That takes a parent milliseconds; a person has
+to read first that a second one forces.
+"""
 
 
 def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
@@ -43,12 +51,13 @@ class Serving:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
         self._deployment = Deployment(plan, self._executor, self._tell)
-        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._signals = Signals()
+        self._taken_signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self, start_deadline_s: float) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signals.put_nowait, number)
+            loop.add_signal_handler(number, self._take_signal, number)
         try:
             self._executor.reserve()
             await self._start(start_deadline_s)
@@ -117,7 +126,7 @@ class Serving:
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""
         waiting = asyncio.ensure_future(wait)
-        signalled = asyncio.ensure_future(self._signals.get())
+        signalled = asyncio.ensure_future(self._taken_signals.get())
         try:
             await asyncio.wait((waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
             if not signalled.done():
@@ -130,6 +139,10 @@ class Serving:
         finally:
             signalled.cancel()
 
+    def _take_signal(self, number: int) -> None:
+        if self._signals.counts(number, time.monotonic()):
+            self._taken_signals.put_nowait(number)
+
     def _tell(self, process: str, news: str) -> None:
         elapsed_s = time.monotonic() - self._began
         self._say(f"{elapsed_s:6.1f} s  {process:<12} {news}")
@@ -137,3 +150,17 @@ class Serving:
     def _say(self, line: str, style: str | None = None) -> None:
         with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop serving
             self._console.print(line, style=style, markup=False)
+
+
+class Signals:
+    """Which signals count: not the echo of one that has just come."""
+
+    def __init__(self) -> None:
+        self._counted_s: dict[int, float] = {}
+
+    def counts(self, number: int, now_s: float) -> bool:
+        """Whether a signal that comes now is one of its own."""
+        if now_s - self._counted_s.get(number, -math.inf) < ECHO_S:
+            return False
+        self._counted_s[number] = now_s
+        return True
