@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, without_effect
-from launcher.errors import Interrupted, LauncherError, Refused
+from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
@@ -155,12 +155,6 @@ def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
             return smoke(plan, deadline_s)
         case _ as never:
             assert_never(never)
-
-
-def report(error: LauncherError) -> int:
-    """Writes an error and its hint to stderr; returns its exit code."""
-    sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from launcher.executors import make_executor
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
 
+Check = Callable[[Executor, Callable[[str], None]], None]
+"""Looks at a deployment that is ready, in a thread, and tells what it has seen."""
+
 ECHO_S = 0.2
 """The same signal again within this time is the same one. A signal to a process group reaches us,
 and once more by a parent that passes it on: make does (GNU make 4.3, src/commands.c,
@@ -39,13 +42,10 @@ class Serving:
     """One deployment from start to drained.
 
     Args:
-        check: What to do with the executor once all is ready, in place of staying; the deployment
-            drains after it.
+        check: What to do once all is ready, in place of staying; the deployment drains after it.
     """
 
-    def __init__(
-        self, plan: DeploymentPlan, check: Callable[[Executor], None] | None = None
-    ) -> None:
+    def __init__(self, plan: DeploymentPlan, check: Check | None = None) -> None:
         self._plan, self._check = plan, check
         self._executor = make_executor(plan)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -102,7 +102,9 @@ class Serving:
         watching = asyncio.ensure_future(self._deployment.watch())
         waiting = {watching}
         if self._check is not None:
-            waiting.add(asyncio.ensure_future(asyncio.to_thread(self._check, self._executor)))
+            waiting.add(
+                asyncio.ensure_future(asyncio.to_thread(self._check, self._executor, self._say))
+            )
         try:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
