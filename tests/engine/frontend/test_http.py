@@ -82,11 +82,32 @@ def test_unknown_paths(shared: RunningFrontEnd, path: str):
     assert "Unknown path: GET /" in check_error(shared.http.get(path), 404, "unknown_url")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/plan", "/v1/models", "/docs"])
+def test_head_answers_as_get_without_a_body(shared: RunningFrontEnd, path: str):
+    whole = shared.http.get(path)
+    with socket.create_connection(("127.0.0.1", shared.port), DEADLINE_S) as connection:
+        host = shared.url.removeprefix("http://")
+        head = f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert body == b""
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert f"content-length: {len(whole.content)}".encode() in answer.lower()
+
+
+def test_head_of_what_cannot_be_read(shared: RunningFrontEnd):
+    assert shared.http.head("/nowhere").status_code == 404
+    response = shared.http.head(CHAT)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
 def test_unknown_methods(shared: RunningFrontEnd):
     response = shared.http.get(CHAT)
     assert "Allowed: POST" in check_error(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
-    check_error(shared.http.put("/health"), 405, "method_not_allowed")
+    response = shared.http.put("/health")
+    assert "Allowed: GET, HEAD" in check_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD"
     check_error(shared.http.options(CHAT), 405, "method_not_allowed")
 
 
