@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from engine.config import CacheSettings, Device, DType
 from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
+from engine.wording import counted
 from launcher.cluster import Node
 from launcher.config import LaunchConfig
 from launcher.errors import Refused
 from launcher.placement import DoesNotFit, ranks_per_node
-from launcher.sizes import MIB, counted, format_bytes, parse_bytes
+from launcher.sizes import MIB, format_bytes, parse_bytes
 
 CPU_CACHE_SHARE = 0.04
 """Of a node's memory for the caches of all its ranks: other programs live there too, and pages of
@@ -119,9 +120,11 @@ def _explicit(memory: RankMemory) -> int:
     least = memory.num_blocks(profile.max_model_len or 1)
     if num_blocks >= least:
         return num_blocks
-    what = f"a request of profile.max_model_len ({profile.max_model_len} tokens)"
     if profile.max_model_len is None:
-        what = f"a block of {profile.block_size} tokens"
+        what = f"a block of {counted(profile.block_size, 'token')}"
+    else:
+        length = counted(profile.max_model_len, "token")
+        what = f"a request of profile.max_model_len ({length})"
     needed = least * memory.block_bytes
     raise Refused(
         f"profile.kv_cache_bytes must hold {what}, {format_bytes(needed)}:"
@@ -162,7 +165,7 @@ def _check_fit(memory: RankMemory, device: Device, homes: Sequence[Node], num_bl
             if node.gpu_memory_bytes and cache > _gpu_room(memory, node, 1.0):
                 step = format_bytes(CUDA_CONTEXT_BYTES + memory.step_bytes)
                 raise DoesNotFit(
-                    f"a rank does not fit into tp={memory.config.tp} GPUs of"
+                    f"a rank does not fit into tp={counted(memory.config.tp, 'GPU')} of"
                     f" {format_bytes(node.gpu_memory_bytes)} on {node.id}:"
                     f" {needs}, {step} per GPU to compute"
                 )

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
+from engine.wording import counted
 from launcher.deployment import Deployment
 from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
@@ -121,7 +122,8 @@ class Serving:
             self._say(str(problem).splitlines()[0])
             return
         if left:
-            self._say(f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off")
+            cut_off = counted(left, "request")
+            self._say(f"drain limit passed (drain_s={limit_s:g}): {cut_off} cut off")
         else:
             self._say("drained")
 

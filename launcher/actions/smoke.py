@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from engine.wording import counted
 from launcher.actions.serve import Serving
 from launcher.errors import LauncherError, report
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
-from launcher.sizes import counted
 
 _ANSWER_S = 120.0
 """Deadline of each answer: a few tokens, on the slowest machine that is worth a smoke test."""

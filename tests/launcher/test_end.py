@@ -112,5 +112,5 @@ def test_the_drain_limit_cuts_off_what_does_not_finish(runtime):
             next(events)
             os.kill(launcher.children()["engine-0"].pid, signal.SIGSTOP)
             launcher.signal(signal.SIGINT)
-            launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 requests cut off")
+            launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 request cut off")
         assert launcher.end() == 0

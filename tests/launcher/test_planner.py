@@ -249,7 +249,7 @@ def test_weights_larger_than_the_memory_are_refused_with_figures():
 def test_weights_larger_than_a_gpu_are_refused_with_the_workers_that_fit():
     message, hint = refusal(config_of(), LLAMA_8B, gpu_head(8, gib=16))
     assert message == (
-        "a rank does not fit into tp=1 GPUs of 16.0 GiB on head: 15.0 GiB of weights (bfloat16),"
+        "a rank does not fit into tp=1 GPU of 16.0 GiB on head: 15.0 GiB of weights (bfloat16),"
         " 256.0 MiB of cache, 1.8 GiB per GPU to compute"
     )
     assert hint == "tp=2, or tp=4, or tp=8, or engine.device=cpu"

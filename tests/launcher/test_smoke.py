@@ -37,7 +37,7 @@ def test_an_interrupted_smoke_test_is_no_success(runtime, tmp_path):
         with httpx.Client(base_url=url) as client:
             until_plan(client, lambda counts: counts["frontend-0"] == 1)
         launcher.signal(signal.SIGINT)
-        launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 requests cut off")
+        launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 request cut off")
         assert launcher.end() == 130, launcher.output
     assert launcher.lines[-2:] == ["interrupted\n", "smoke test failed after 2 passed checks\n"]
 

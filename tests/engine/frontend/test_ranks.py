@@ -180,7 +180,7 @@ def test_at_the_start_every_rank_is_waited_for(start: Start):
     front_end.wait_for_readiness(lambda body: body["ready_ranks"] == [0])
     response = front_end.http.get("/ready")
     assert response.status_code == 503
-    assert response.json()["reason"] == "1 of 2 ranks are ready"
+    assert response.json()["reason"] == "1 of 2 ranks ready"
     (missing,) = response.json()["missing"]
     assert (missing["name"], missing["phase"]) == ("engine-1", "loading weights")
     deployment.set_rank(1, ProcessState.ready)
