@@ -51,6 +51,8 @@ def run() -> int:
         from launcher.config_errors import explain_flags
 
         return report(explain_flags(unknown, flags.overrides))
+    if flags.help:
+        return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
 
@@ -76,6 +78,22 @@ def run() -> int:
     finally:
         del os.environ[RAISE_ERRORS]
     return max(exit_codes, default=0)
+
+
+def show_help(flags: argparse.Namespace) -> int:
+    """Prints what can be typed, unless what was typed with it is wrong."""
+    from launcher.help import help_text
+    from launcher.show import show
+
+    try:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            to_config(hydra.compose("config", flags.overrides), flags)
+    except Refused as error:
+        return report(error)
+    except Exception as error:
+        return report(explained(error, flags))
+    show(help_text())
+    return 0
 
 
 def flag_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ from launcher.config import Action
 from launcher.config_options import Catalogue
 from launcher.errors import Refused
 
-SHOW_OPTIONS = "python -m launcher --cfg job shows every option"
+SHOW_OPTIONS = "python -m launcher --help explains every option"
 SHOW_FLAGS = "python -m launcher --hydra-help lists the flags"
 WRITTEN = "an override is written key=value, such as dp=2"
 NO_OVERRIDE = "not an override"

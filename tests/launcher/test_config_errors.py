@@ -7,7 +7,7 @@ import pytest
 from launcher.config_checks import check
 from tests.launcher.samples import composed
 
-OPTIONS = "python -m launcher --cfg job shows every option"
+OPTIONS = "python -m launcher --help explains every option"
 WRITTEN = "an override is written key=value, such as dp=2"
 
 NO_MODEL = "model must be one of dummy, hub, path, smollm2_135m, tiny"

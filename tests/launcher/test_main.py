@@ -55,7 +55,7 @@ def launcher(tmp_path: Path, environment: dict[str, str]):
         ),
         (["dp=two"], "dp must be a whole number: two\nhint: dp=1\n"),
         (["+foo=1"], "there is no option foo: +foo=1\n"
-                     "hint: python -m launcher --cfg job shows every option\n"),
+                     "hint: python -m launcher --help explains every option\n"),
         (["dp=0", "name=X"], "dp must be at least 1: 0\n"
                              "name must be lower-case letters, digits and hyphens, no hyphen"
                              " first, at most 40: X\nhint: dp=1 name=x\n"),
@@ -125,9 +125,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]):
 
 def test_hydra_flags_work(launcher):
     assert launcher("--cfg", "job", "dp=3").stdout.splitlines()[2] == "dp: 3"
-    shown = launcher("--help").stdout
-    assert "cluster: auto, file\n" in shown
-    assert "schema" not in shown
     assert "head_only" in launcher("--info", "defaults").stdout
     assert launcher("--info", "defaults", "topology=x").returncode == 2
 
@@ -219,7 +216,7 @@ def test_a_reader_that_leaves_early_is_no_error(environment: dict[str, str]):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "launcher", "--help"],
+        [sys.executable, "-m", "launcher", "--cfg", "job"],
         env=environment,
         cwd=ROOT,
         stdout=writing,
