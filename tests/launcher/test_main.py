@@ -180,7 +180,7 @@ def test_serve_gets_the_plan_and_the_deadline_and_gives_the_exit_code(
         return 7
 
     serving(monkeypatch, tmp_path, serve)
-    code, _, err = flotilla("model=tiny", "dp=64", "name=one", "backend.start_deadline_s=5")
+    code, _, err = flotilla("model=dummy", "dp=64", "name=one", "backend.start_deadline_s=5")
     assert (code, calls) == (7, [("one", 64, 5.0, False)])
     assert HYDRA_VARIABLE not in os.environ
     assert err.startswith("warning: 64 ranks should have 64 CPUs on head")
