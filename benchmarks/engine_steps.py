@@ -1,6 +1,6 @@
 """Times of an engine core's steps, without sockets: how long a prefill and a decode step take.
 
-    python benchmarks/engine_steps.py DIR [--dtype bfloat16] [--batches 1,4,16,64] [--threads 2]
+    PYTHONPATH=. python benchmarks/engine_steps.py DIR [--dtype bfloat16] [--batches 1,4,16,64]
 
 DIR is a Hugging Face directory of the Llama family. Each batch size is so many requests that arrive
 at once with random prompts. Prints one JSON object per batch size; times are in milliseconds, the
@@ -14,24 +14,12 @@ import statistics
 import time
 from pathlib import Path
 
-from engine.checkpoints.sources import read_facts
-from engine.config import (
-    BalancerOptions,
-    CacheSettings,
-    CoordinatorOptions,
-    Device,
-    DType,
-    FrontendOptions,
-    HealthOptions,
-    Kernels,
-    ModelKind,
-    ModelOptions,
-    Settings,
-)
+from engine.config import Device, DType
 from engine.core.engine_core import EngineCore
 from engine.model.torch_runner import TorchRunner
 from engine.protocol import AddRequest
 from engine.sampling import SamplingParams
+from tests.engine.settings import make_settings
 
 
 def main() -> None:
@@ -52,26 +40,14 @@ def main() -> None:
 
 
 def _make_core(args: argparse.Namespace) -> EngineCore:
-    settings = Settings(
-        name="benchmark",
-        dp=1,
-        tp=1,
-        model=ModelOptions(kind=ModelKind.path, path=str(args.directory)),
-        model_name="benchmark",
-        facts=read_facts(args.directory),
+    settings = make_settings(
+        args.directory,
         dtype=DType(args.dtype),
         device=Device(args.device),
-        kernels=Kernels.auto,
-        seed=0,
         max_model_len=args.input_len + args.output_len,
         max_num_seqs=1024,
         max_num_batched_tokens=2048,
-        cache=CacheSettings(block_size=16, num_blocks=4096, prefix_caching=False),
-        frontend=FrontendOptions(),
-        balancer=BalancerOptions(),
-        health=HealthOptions(),
-        coordinator=CoordinatorOptions(),
-        drain_s=0,
+        cache={"block_size": 16, "num_blocks": 4096, "prefix_caching": False},
     )
     runner = TorchRunner(settings, args.directory, device_id=0, num_threads=args.threads)
     runner.load_weights()

@@ -13,9 +13,10 @@ from hydra._internal.utils import get_args_parser  # the one list of Hydra's own
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, without_effect
-from launcher.errors import Interrupted, LauncherError, Refused
+from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
@@ -45,11 +46,13 @@ def reader_has_left(descriptor: int) -> bool:
 def run() -> int:
     """Does what the command line says and returns the exit code, of several jobs the highest."""
     register()
-    flags, unknown = get_args_parser().parse_known_args()
+    flags, unknown = flag_parser().parse_known_args()
     if unknown:
         from launcher.config_errors import explain_flags
 
         return report(explain_flags(unknown, flags.overrides))
+    if flags.help:
+        return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
 
@@ -75,6 +78,31 @@ def run() -> int:
     finally:
         del os.environ[RAISE_ERRORS]
     return max(exit_codes, default=0)
+
+
+def show_help(flags: argparse.Namespace) -> int:
+    """Prints what can be typed, unless what was typed with it is wrong."""
+    from launcher.help import help_text
+    from launcher.show import show
+
+    try:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            to_config(hydra.compose("config", flags.overrides), flags)
+    except Refused as error:
+        return report(error)
+    except Exception as error:
+        return report(explained(error, flags))
+    show(help_text())
+    return 0
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Hydra's flags, but for a version that is ours."""
+    parser = argparse.ArgumentParser(
+        parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
+    )
+    parser.add_argument("--version", action="version", version=f"flotilla {__version__}")
+    return parser
 
 
 def to_config(composed: DictConfig, flags: argparse.Namespace) -> LaunchConfig:
@@ -145,12 +173,6 @@ def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
             return smoke(plan, deadline_s)
         case _ as never:
             assert_never(never)
-
-
-def report(error: LauncherError) -> int:
-    """Writes an error and its hint to stderr; returns its exit code."""
-    sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class FileClusterOptions(ClusterOptions):
     choice: ClassVar[str] = "file"
 
     path: str | None = None
-    """File with `nodes:`, a list of `{id, head, cpus, memory_bytes, gpus, gpu_memory_bytes}`."""
+    """File with `nodes:`, a list of `{id, head, address, cpus, memory_bytes, gpus,
+    gpu_memory_bytes}` (`cluster=file`).
+    """
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,6 +5,8 @@ all mistakes are named at once, each with the closest name.
 """
 
 import difflib
+import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +20,13 @@ from launcher.config import Action
 from launcher.config_options import Catalogue
 from launcher.errors import Refused
 
-SHOW_OPTIONS = "python -m launcher --cfg job shows every option"
+SHOW_OPTIONS = "python -m launcher --help explains every option"
 SHOW_FLAGS = "python -m launcher --hydra-help lists the flags"
 WRITTEN = "an override is written key=value, such as dp=2"
+NO_OVERRIDE = "not an override"
+NOT_TAKEN_AWAY = "nothing can be taken away with ~"
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+"""`owner/name` on the hub; a relative path can look like it too."""
 OTHER_NAMES = {"gpu": "cuda"}
 """What people write whose closest name is a wrong one."""
 
@@ -38,8 +44,9 @@ class Problem:
 def refusal(problems: Iterable[Problem], hint: str = SHOW_OPTIONS) -> Refused:
     """All problems in one error: a line for each, one hint with all overrides that mend them."""
     problems = list(problems)
+    messages = "\n".join(_printable(problem.message) for problem in problems)
     overrides = dict.fromkeys(problem.override for problem in problems if problem.override)
-    return Refused("\n".join(problem.message for problem in problems), " ".join(overrides) or hint)
+    return Refused(messages, _printable(" ".join(overrides)) or hint)
 
 
 def explain(error: Exception, overrides: Sequence[str], multirun: bool) -> Refused | None:
@@ -58,8 +65,8 @@ def explain(error: Exception, overrides: Sequence[str], multirun: bool) -> Refus
     for override in parsed:
         problems.extend(_problems(override, catalogue, multirun))
     if problems:
-        hint = WRITTEN if len(parsed) < len(overrides) else SHOW_OPTIONS
-        return refusal(problems, hint)
+        is_misread = any(problem.message.startswith(NO_OVERRIDE) for problem in problems)
+        return refusal(problems, WRITTEN if is_misread else SHOW_OPTIONS)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return refusal([_as_hydra_says(error, catalogue, overrides)])
     if isinstance(error, ValueError):  # how Hydra refuses flags that exclude each other
@@ -71,11 +78,15 @@ def explain_flags(flags: Sequence[str], overrides: Sequence[str]) -> Refused:
     """What to write instead of flags that do not exist, such as `--dp 2` or `--dp=2`."""
     flag, equals, value = flags[0].partition("=")
     value = value or next((text for text in overrides if "=" not in text), "")
-    key = _closest_key(flag.strip("-").replace("-", "_"), Catalogue({}))
-    override = Catalogue({}).written(key, value)
-    hint = f"options are overrides, without dashes: {override}" if key and value else WRITTEN
+    catalogue = Catalogue({})
+    key = _closest_key(flag.strip("-").replace("-", "_"), catalogue)
+    hint = WRITTEN
+    if key and value:
+        wrong_too = _problem(key, value, f"{key}={value}", catalogue)
+        override = wrong_too.override if wrong_too else _override(key, value, catalogue)
+        hint = f"options are overrides, without dashes: {override}"
     typed = flags[0] if equals or not value else f"{flag} {value}"
-    return Refused(f"there is no flag {flag}: {typed}", hint)
+    return Refused(_printable(f"there is no flag {flag}: {typed}"), _printable(hint))
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -90,20 +101,35 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
 
 
 def _unreadable(text: str) -> Problem:
-    """What is wrong with an override that Hydra's grammar does not allow."""
+    """What is wrong with an override that Hydra's grammar does not allow: it knows ASCII only."""
     typed, equals, value = text.partition("=")
+    key = typed.lstrip("+")
     catalogue = Catalogue({})
+    if key.startswith("~"):
+        return Problem(f"{NOT_TAKEN_AWAY}: {text}")
     if not equals:
-        return Problem(f"not an override: {text}", _meant_by(text, catalogue))
-    key = typed if typed in catalogue.options else _closest_key(typed, catalogue)
+        return Problem(f"{NO_OVERRIDE}: {text}", _meant_by(text, catalogue))
+    if not re.fullmatch(r"[\w./@-]+", key):
+        return Problem(f"{NO_OVERRIDE}: {text}")
+    problem = _problem(key, value, text, catalogue)
+    if problem is not None:
+        return problem
     option = catalogue.options.get(key)
-    if option is None:
-        return Problem(f"not an override: {text}")
-    if option.expected != "text":
+    if option is not None and option.expected != "text":  # Python reads digits of other scripts
         return Problem(f"{key} must be {option.expected}: {value}", option.with_default())
-    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-    override = shlex.quote(f'{key}="{quoted}"')
+    override = _override(key, value, catalogue)
     return Problem(f"{typed} has a value that must be quoted: {text}", override)
+
+
+def _override(key: str, value: str, catalogue: Catalogue) -> str:
+    """The override that sets a key to what was typed, quoted for Hydra and the shell."""
+    override = catalogue.written(key, value)
+    try:
+        OverridesParser.create().parse_overrides([override])
+    except OverrideParseException:
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        override = catalogue.written(key, f'"{quoted}"')
+    return shlex.quote(override)
 
 
 def _meant_by(word: str, catalogue: Catalogue) -> str:
@@ -121,7 +147,7 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
         return
     if override.is_delete():
         if key not in catalogue.groups:
-            yield Problem(f"nothing can be taken away with ~: {text}")
+            yield Problem(f"{NOT_TAKEN_AWAY}: {text}")
     elif override.is_sweep_override():
         if multirun and override.is_discrete_sweep():
             each = (_problem(key, value, text, catalogue) for value in override.sweep_iterator())
@@ -170,11 +196,25 @@ def _wrong_choice(
     word = _shown(value)
     if word in choices or "${" in word:
         return None
+    message = f"{key} must be one of {', '.join(choices)}: {word}"
+    source = _source(key, word, catalogue)
+    if source:
+        return Problem(message, source)
     close = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     other = OTHER_NAMES.get(word, "")
     choice = other if other in choices else (close or [default])[0]
-    message = f"{key} must be one of {', '.join(choices)}: {word}"
     return Problem(message, catalogue.written(key, choice))
+
+
+def _source(key: str, word: str, catalogue: Catalogue) -> str:
+    """The overrides that take a model from where the word says: a directory or a repository."""
+    if key != "model":
+        return ""
+    if REPOSITORY.fullmatch(word) and not os.path.isdir(word):
+        return f"model=hub {_override('model.repo', word, catalogue)}"
+    if "/" in word or os.path.isdir(os.path.expanduser(word)):
+        return f"model=path {_override('model.path', word, catalogue)}"
+    return ""
 
 
 def _unknown(key: str, value: object, text: str, catalogue: Catalogue) -> Problem:
@@ -189,7 +229,7 @@ def _unknown(key: str, value: object, text: str, catalogue: Catalogue) -> Proble
     if not close:
         return Problem(message)
     wrong_too = _problem(close, value, text, catalogue)
-    override = wrong_too.override if wrong_too else shlex.quote(catalogue.written(close, typed))
+    override = wrong_too.override if wrong_too else _override(close, typed, catalogue)
     return Problem(message, override)
 
 
@@ -230,3 +270,8 @@ def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) or "(empty)"
+
+
+def _printable(text: str) -> str:
+    """One line, whatever was typed: control characters and stray bytes as escapes."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

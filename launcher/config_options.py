@@ -1,6 +1,11 @@
 """What can be written on the command line: options with types and defaults, groups with choices."""
 
+import ast
 import dataclasses
+import functools
+import inspect
+import itertools
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +39,12 @@ class Option:
     def choices(self) -> tuple[str, ...]:
         """What an enumeration can be; empty for other types."""
         return tuple(self.type.__members__) if _is_enum(self.type) else ()
+
+    @property
+    def meaning(self) -> str:
+        """The doc string under its field, as one line."""
+        classes = filter(dataclasses.is_dataclass, self.section.__mro__)
+        return next(docs[self.name] for docs in map(_field_docs, classes) if self.name in docs)
 
     @property
     def expected(self) -> str:
@@ -135,6 +146,33 @@ def read_defaults() -> dict[str, str]:
     primary = yaml.safe_load(resources.files("conf").joinpath("config.yaml").read_text())
     entries = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
     return {key: value for entry in entries for key, value in entry.items() if " " not in key}
+
+
+def read_meaning(group: str, choice: str) -> str:
+    """What a choice is: the comment at the head of its YAML file."""
+    lines = resources.files("conf").joinpath(group, f"{choice}.yaml").read_text().splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.strip("# ") for line in comment if "@package" not in line)
+
+
+@functools.cache
+def _field_docs(section: type) -> dict[str, str]:
+    """The doc strings under the fields that a class adds, which Python itself does not keep."""
+    tree = ast.parse(inspect.getsource(sys.modules[section.__module__]))
+    body = next(
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == section.__name__
+    )
+    docs = {}
+    for field, after in itertools.pairwise(body):
+        match field, after:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(doc))),
+            ):
+                docs[name] = " ".join(doc.split())
+    return docs
 
 
 def _is_yaml(name: str) -> bool:

@@ -1,5 +1,7 @@
 """Errors of the launcher: what ends it, with which exit code, and what the user can do."""
 
+import sys
+
 
 class LauncherError(Exception):
     """Ends the launcher.
@@ -36,3 +38,9 @@ class Interrupted(LauncherError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted")
         self.exit_code = 128 + signal_number
+
+
+def report(error: LauncherError) -> int:
+    """Writes an error and its hint to stderr; returns its exit code."""
+    sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    return error.exit_code

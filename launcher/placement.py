@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from engine.config import Device
+from engine.wording import counted
 from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig, TopologyKind
 from launcher.errors import Refused
-from launcher.sizes import counted
 
 
 class DoesNotFit(Refused):

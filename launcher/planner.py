@@ -14,6 +14,7 @@ from engine.config import (
     WorkerSpec,
 )
 from engine.model.facts import ModelFacts
+from engine.wording import counted
 from launcher.alternatives import alternatives
 from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig
@@ -21,7 +22,6 @@ from launcher.errors import Refused
 from launcher.memory import size_cache
 from launcher.placement import DoesNotFit, allowed_nodes, place, ranks_per_node
 from launcher.plan import PLAN_VERSION, Bundle, DeploymentPlan, PlacementGroup, sealed
-from launcher.sizes import counted
 
 
 def make_plan(
@@ -210,4 +210,5 @@ def _warnings(config: LaunchConfig, facts: ModelFacts, homes: Sequence[Node]) ->
             wanted = f"{counted(num_ranks, 'rank')} should have {counted(asked, 'CPU')}"
             yield f"{wanted} on {node.id}, which has {node.free_cpus}: all will be slower"
     if facts.num_attention_heads % config.tp:
-        yield f"tp={config.tp} does not divide the model's {facts.num_attention_heads} heads"
+        heads = counted(facts.num_attention_heads, "head")
+        yield f"tp={config.tp} does not divide the model's {heads}"

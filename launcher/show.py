@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.config import ProcessSpec
+from engine.wording import counted
 from launcher.cluster import Node
 from launcher.plan import DeploymentPlan, PlacementGroup, encode
-from launcher.sizes import counted, format_bytes
+from launcher.sizes import format_bytes
 
 PIPED_WIDTH = 120
 """Columns of a table that no terminal shows."""
@@ -102,14 +103,15 @@ def _settings(plan: DeploymentPlan) -> Table:
     settings, cache = plan.settings, plan.settings.cache
     tokens = cache.num_blocks * cache.block_size
     cache_bytes = tokens * settings.facts.kv_bytes_per_token(settings.dtype.value)
+    requests = counted(settings.max_num_seqs, "request")
     weights = format_bytes(settings.facts.weight_bytes(settings.dtype.value))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (
         ("model", f"{settings.model_name}, {settings.facts.architecture}, weights {weights}"),
         ("computes on", f"{settings.device.value} in {settings.dtype.value}"),
-        ("cache of a rank", f"{tokens} tokens, {format_bytes(cache_bytes)}"),
+        ("cache of a rank", f"{counted(tokens, 'token')}, {format_bytes(cache_bytes)}"),
         ("max_model_len", str(settings.max_model_len)),
-        ("a step", f"{settings.max_num_seqs} requests, {settings.max_num_batched_tokens} tokens"),
+        ("a step", f"{requests}, {counted(settings.max_num_batched_tokens, 'token')}"),
         ("listens on", f"{settings.frontend.host}:{settings.frontend.port}"),
         ("environment", " ".join(plan.passed_environment) or "nothing passed"),
     ):

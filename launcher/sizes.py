@@ -1,4 +1,4 @@
-"""Sizes and numbers as people write and read them."""
+"""Sizes as people write and read them."""
 
 import re
 
@@ -26,8 +26,3 @@ def format_bytes(size: int) -> str:
         if size >= UNITS[unit]:
             return f"{size / UNITS[unit]:.1f} {unit}"
     return f"{size} B"
-
-
-def counted(number: int, what: str) -> str:
-    """`1 rank`, `2 ranks`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

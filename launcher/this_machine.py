@@ -91,7 +91,7 @@ def is_address_of_this_machine(address: str) -> bool:
         return True
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # the latter: it cannot be a name at all
         return False
     return all(ip in own or ipaddress.ip_address(ip).is_loopback for ip in found)
 

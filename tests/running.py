@@ -1,42 +1,58 @@
-"""Deployments as a user starts them: `python -m launcher` in a process of its own."""
+"""Deployments as a user starts them, `python -m launcher` in a process of its own, and requests."""
 
 import os
 import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import psutil
 
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
+
 ROOT = Path(__file__).parent.parent
 READY_S = 60.0
 END_S = 30.0
+MAKE_OWN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
 
 
 class Launcher:
-    """A launcher process, its output line by line, and what it has started."""
+    """A launcher process, its output line by line, and what it has started.
 
-    def __init__(self, *overrides: str, runtime_directory: Path, name: str = "") -> None:
+    Args:
+        by_make: Lets `make serve` start it, in a process group of its own; `process` is make's.
+    """
+
+    def __init__(
+        self, *overrides: str, runtime_directory: Path, name: str = "", by_make: bool = False
+    ) -> None:
         self.name = name or f"t{uuid.uuid4().hex[:8]}"
         self.directory = runtime_directory / "flotilla" / self.name
         self.lines: list[str] = []
         self._unread: queue.Queue[str | None] = queue.Queue()
+        # One thread: several processes that compute at once would wait for each other's threads.
+        overrides = (f"name={self.name}", "frontend.port=0", "engine.threads=1", *overrides)
+        command = [sys.executable, "-m", "launcher", *overrides]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launcher", f"name={self.name}", "frontend.port=0", *overrides],
+            _make_serve(overrides) if by_make else command,
             cwd=ROOT,
-            env=os.environ | {"XDG_RUNTIME_DIR": str(runtime_directory)},
+            env=_environment(XDG_RUNTIME_DIR=str(runtime_directory)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=by_make,
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -88,10 +104,22 @@ class Launcher:
         self._unread.put(None)
 
 
+def _make_serve(overrides: Sequence[str]) -> list[str]:
+    """`make serve` with the environment that runs the tests, whether make has made it or not."""
+    venv = Path(sys.prefix)
+    assignments = (f"VENV={venv}", f"ARGS={shlex.join(overrides)}")
+    return ["make", f"--old-file={venv}/.flotilla", *assignments, "serve"]
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """Without what `make test` tells a make inside it."""
+    return {name: value for name, value in os.environ.items() if name not in MAKE_OWN} | more
+
+
 @contextmanager
-def launched(*overrides: str, runtime_directory: Path, name: str = "") -> Iterator[Launcher]:
+def launched(*overrides: str, runtime_directory: Path, **options: Any) -> Iterator[Launcher]:
     """A launcher that is gone afterwards, its processes too, whatever the test did."""
-    launcher = Launcher(*overrides, runtime_directory=runtime_directory, name=name)
+    launcher = Launcher(*overrides, runtime_directory=runtime_directory, **options)
     family = [psutil.Process(launcher.process.pid)]
     try:
         yield launcher
@@ -122,3 +150,31 @@ def assert_nothing_left(launcher: Launcher, family: list[psutil.Process]) -> Non
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive, f"left behind: {alive}"
     assert not launcher.directory.exists(), sorted(launcher.directory.rglob("*"))
+
+
+def complete(client: httpx.Client, num_tokens: int = 8, **more) -> httpx.Response:
+    body = {"model": "dummy", "prompt": "hi", "max_tokens": num_tokens, "ignore_eos": True, **more}
+    return client.post("/v1/completions", json=body)
+
+
+def stream(client: httpx.Client, num_tokens: int, **more):
+    """A context in which a streamed completion runs, `iter_lines` being its events."""
+    body = {"model": "dummy", "prompt": "hi", "max_tokens": num_tokens, "stream": True, **more}
+    return client.stream("POST", "/v1/completions", json=body)
+
+
+def until_plan(client: httpx.Client, holds: Callable[[dict[str, int]], bool]) -> None:
+    """Asks for the plan until the numbers of requests by process, as told by heartbeats, fit."""
+    deadline = time.monotonic() + 20
+    while True:
+        members = client.get("/plan").json()["actual"]
+        counts = {member["name"]: member["num_requests"] for member in members}
+        if holds(counts):
+            return
+        assert time.monotonic() < deadline, counts
+
+
+def random_model(directory: Path, **changes: Any) -> tuple[str, str, str]:
+    """Overrides that serve `random`: the tiny model with other sizes, made in the directory."""
+    write_random_checkpoint(directory, replace(TINY_FACTS, **changes))
+    return "model=path", f"model.path={directory}", "model.name=random"

@@ -29,6 +29,7 @@ SHARED = (
     "engine.protocol",
     "engine.sampling",
     "engine.transport",
+    "engine.wording",
 )
 # The planner and its parts.
 PURE = (
@@ -150,6 +151,7 @@ RULES = (
         own_only=(
             "engine.config",
             "engine.model.facts",
+            "engine.wording",
             "launcher.cluster",
             "launcher.config",
             "launcher.errors",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from engine.frontend.errors import Draining
+from engine.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Admission:
     def drain(self) -> None:
         """Lets nobody in from now on. Each call tells again when it is idle."""
         if not self._is_draining:
-            logger.info("draining: %d requests in flight, no new ones", self.num_inside)
+            logger.info("draining: %s in flight, no new ones", counted(self.num_inside, "request"))
         self._is_draining = True
         self._tell_if_idle()
 

@@ -106,9 +106,10 @@ class Api:
         """The version of Flotilla."""
         return _json({"version": __version__})
 
-    async def docs(self) -> Response:
+    async def docs(self, request: Request) -> Response:
         """These lines as a page."""
-        return HTMLResponse(docs_page(self._app.openapi(), self._settings.model_name))
+        url = f"{request.url.scheme}://{request.url.netloc}"
+        return HTMLResponse(docs_page(self._app.openapi(), self._settings.model_name, url))
 
     async def _answer(
         self,

@@ -13,6 +13,7 @@ from engine.frontend.errors import ApiError, ClientLeft, InternalError
 from engine.frontend.generation import Generation
 from engine.frontend.transcript import Transcript
 from engine.protocol import FinishReason
+from engine.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,11 @@ class Completion:
         self._is_closed = True
         self._generation.close()
         logger.info(
-            "request %s: rank %s, %d prompt tokens, %d completion tokens, %.3f s: %s",
+            "request %s: rank %s, %s, %s, %.3f s: %s",
             self._request_id,
             self._generation.rank,
-            self._num_prompt_tokens,
-            self._transcript.num_tokens,
+            counted(self._num_prompt_tokens, "prompt token"),
+            counted(self._transcript.num_tokens, "completion token"),
             time.monotonic() - self._start_s,
             self._outcome,
         )

@@ -55,7 +55,8 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
         case 404:
             error = NotFound(f"Unknown path: {call}. See /docs.", code="unknown_url")
         case 405:
-            allowed = (problem.headers or {}).get("Allow", "")
+            methods = set((problem.headers or {}).get("Allow", "").split(", "))
+            allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             error = MethodNotAllowed(f"Method not allowed: {call}. Allowed: {allowed}.", allowed)
         case 413:
             error = BodyTooLarge(f"{problem.detail}.", code="body_too_large")

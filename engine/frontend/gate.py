@@ -20,7 +20,7 @@ _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 
 
 class Gate:
-    """Gives each request an id, and takes a new POST only when the front end does.
+    """Gives each request an id, takes a new POST only when the front end does, a HEAD as a GET.
 
     A client's own `X-Request-Id` is kept if it is printable ASCII of up to 128 characters; the
     answer and the log lines name the request by it.
@@ -45,6 +45,8 @@ class Gate:
             await send(message)
 
         receive = limited(scope, receive, self._max_body_bytes)
+        if scope["method"] == "HEAD":  # in the server's own scope it stays: it leaves the body out
+            scope = {**scope, "method": "GET"}
         try:
             if scope["method"] == "POST":
                 with self._admission.entered():

@@ -19,6 +19,7 @@ from engine.protocol import (
     RequestOutput,
     engine_identity,
 )
+from engine.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ class InFlight:
         for generation in failed:
             _fail(engine, generation, reason)
         if failed:
-            logger.warning("%d requests of rank %s fail: %s", len(failed), engine.rank, reason)
+            requests = counted(len(failed), "request")
+            logger.warning("failed %s of rank %s: %s", requests, engine.rank, reason)
         return failed
 
     def end(self, engine: Engine, reason: str) -> list[Generation]:

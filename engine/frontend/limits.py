@@ -7,6 +7,7 @@ from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
 from engine.sampling import SamplingParams
+from engine.wording import counted
 
 GREEDY_BELOW = 1e-5
 """Temperatures that divide logits out of float32's range pick the likeliest token anyway."""
@@ -56,7 +57,7 @@ def _check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> N
     largest = max(token_ids)
     if largest >= vocab_size:
         raise InvalidRequest(
-            f"Token id out of range: {largest}. The model has {vocab_size} tokens.",
+            f"Token id out of range: {largest}. The model has {counted(vocab_size, 'token')}.",
             param=param,
             code="invalid_token_id",
         )
@@ -67,8 +68,8 @@ def _max_tokens(asked: int | None, num_prompt_tokens: int, context: int, param: 
     if left >= (asked or 1):
         return asked or left
     raise InvalidRequest(
-        f"This model's maximum context length is {context} tokens. However, you requested "
-        f"{num_prompt_tokens + (asked or 1)} tokens ({num_prompt_tokens} in the {param}, "
+        f"This model's maximum context length is {counted(context, 'token')}. However, you "
+        f"requested {num_prompt_tokens + (asked or 1)} tokens ({num_prompt_tokens} in the {param}, "
         f"{asked or 1} in the completion). Please reduce the length of the {param} or completion.",
         param=param,
         code="context_length_exceeded",

@@ -6,6 +6,7 @@ import msgspec
 
 from engine.config import Role
 from engine.protocol import DeploymentState, Member, Membership, ProcessState
+from engine.wording import counted
 
 
 class Absentee(msgspec.Struct, frozen=True):
@@ -89,5 +90,5 @@ def _reason(membership: Membership | None, num_ready: int, dp: int, was_ready: b
     if membership.state is DeploymentState.draining:
         return "draining: no new requests are taken"
     if num_ready < (1 if was_ready else dp):
-        return f"{num_ready} of {dp} ranks are ready"
+        return f"{num_ready} of {counted(dp, 'rank')} ready"
     return ""

@@ -31,7 +31,9 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail
 
 class TextPart(RequestModel):
     type: Literal["text"]
+    """The only kind of part that is supported."""
     text: Text
+    """What the part says."""
 
 
 class ChatMessage(RequestModel):
@@ -46,7 +48,7 @@ class ChatMessage(RequestModel):
     )
 
     role: Literal["system", "developer", "user", "assistant"]
-    """`developer` is another name for `system`."""
+    """Who says it; `developer` is another name for `system`."""
     content: (
         Annotated[
             Annotated[Text, Tag("(text)")]
@@ -55,7 +57,7 @@ class ChatMessage(RequestModel):
         ]
         | None
     ) = None
-    """Text, or a list of text parts, which are joined by line breaks."""
+    """Text, or text parts, which are joined by line breaks. Only an `assistant` may have none."""
     name: Any = ignored()
     refusal: Any = ignored()
     annotations: Any = ignored()
@@ -103,7 +105,7 @@ class _Request(RequestModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """Only this many of the likeliest tokens. Default: 0, all; -1 too."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    """The same seed gives the same text. Default: a new one for each request."""
+    """64 bits; the same seed gives the same text. Default: a new one for each request."""
     stop: (
         Annotated[
             Annotated[StopText, Tag("(text)")]
@@ -159,6 +161,7 @@ class ChatCompletionRequest(_Request):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    """The conversation, the newest message last."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
 

@@ -2,17 +2,29 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable
 
 from rich.console import Console
 
+from engine.wording import counted
 from launcher.deployment import Deployment
 from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
+
+Check = Callable[[Executor, Callable[[str], None]], None]
+"""Looks at a deployment that is ready, in a thread, and tells what it has seen."""
+
+ECHO_S = 0.2
+"""The same signal again within this time is the same one. A signal to a process group reaches us,
+and once more by a parent that passes it on: make does (GNU make 4.3, src/commands.c,
+`fatal_error_signal`), as wrappers in containers do. That takes a parent milliseconds; a person has
+to read first that a second one forces.
+"""
 
 
 def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
@@ -31,24 +43,22 @@ class Serving:
     """One deployment from start to drained.
 
     Args:
-        check: What to do with the executor once all is ready, in place of staying; the deployment
-            drains after it.
+        check: What to do once all is ready, in place of staying; the deployment drains after it.
     """
 
-    def __init__(
-        self, plan: DeploymentPlan, check: Callable[[Executor], None] | None = None
-    ) -> None:
+    def __init__(self, plan: DeploymentPlan, check: Check | None = None) -> None:
         self._plan, self._check = plan, check
         self._executor = make_executor(plan)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
         self._deployment = Deployment(plan, self._executor, self._tell)
-        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._signals = Signals()
+        self._taken_signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self, start_deadline_s: float) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signals.put_nowait, number)
+            loop.add_signal_handler(number, self._take_signal, number)
         try:
             self._executor.reserve()
             await self._start(start_deadline_s)
@@ -93,7 +103,9 @@ class Serving:
         watching = asyncio.ensure_future(self._deployment.watch())
         waiting = {watching}
         if self._check is not None:
-            waiting.add(asyncio.ensure_future(asyncio.to_thread(self._check, self._executor)))
+            waiting.add(
+                asyncio.ensure_future(asyncio.to_thread(self._check, self._executor, self._say))
+            )
         try:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for each in done:
@@ -110,14 +122,15 @@ class Serving:
             self._say(str(problem).splitlines()[0])
             return
         if left:
-            self._say(f"drain limit passed (drain_s={limit_s:g}): {left} requests cut off")
+            cut_off = counted(left, "request")
+            self._say(f"drain limit passed (drain_s={limit_s:g}): {cut_off} cut off")
         else:
             self._say("drained")
 
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""
         waiting = asyncio.ensure_future(wait)
-        signalled = asyncio.ensure_future(self._signals.get())
+        signalled = asyncio.ensure_future(self._taken_signals.get())
         try:
             await asyncio.wait((waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
             if not signalled.done():
@@ -130,6 +143,10 @@ class Serving:
         finally:
             signalled.cancel()
 
+    def _take_signal(self, number: int) -> None:
+        if self._signals.counts(number, time.monotonic()):
+            self._taken_signals.put_nowait(number)
+
     def _tell(self, process: str, news: str) -> None:
         elapsed_s = time.monotonic() - self._began
         self._say(f"{elapsed_s:6.1f} s  {process:<12} {news}")
@@ -137,3 +154,17 @@ class Serving:
     def _say(self, line: str, style: str | None = None) -> None:
         with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop serving
             self._console.print(line, style=style, markup=False)
+
+
+class Signals:
+    """Which signals count: not the echo of one that has just come."""
+
+    def __init__(self) -> None:
+        self._counted_s: dict[int, float] = {}
+
+    def counts(self, number: int, now_s: float) -> bool:
+        """Whether a signal that comes now is one of its own."""
+        if now_s - self._counted_s.get(number, -math.inf) < ECHO_S:
+            return False
+        self._counted_s[number] = now_s
+        return True

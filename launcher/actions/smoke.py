@@ -4,16 +4,22 @@ import asyncio
 import http.client
 import json
 import socket
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from engine.wording import counted
 from launcher.actions.serve import Serving
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, report
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
 
 _ANSWER_S = 120.0
 """Deadline of each answer: a few tokens, on the slowest machine that is worth a smoke test."""
+_PROMPT = [1, 2, 3]
 _NUM_TOKENS = 8
+_MAX_SHOWN = 40
+"""Characters of an answer in a line."""
 
 
 class SmokeFailed(LauncherError):
@@ -21,49 +27,80 @@ class SmokeFailed(LauncherError):
 
 
 def smoke(plan: DeploymentPlan, start_deadline_s: float) -> int:
-    """Whether the deployment starts, answers and ends.
+    """Whether the deployment starts, answers and ends: a line for each check, then the verdict.
 
     Returns:
-        0: it does.
+        0 if it does, else the exit code of what went wrong, which is written too.
+    """
+    test = SmokeTest(plan)
+    try:
+        asyncio.run(Serving(plan, test.run).run(start_deadline_s))
+    except LauncherError as problem:
+        exit_code = report(problem)
+        sys.stderr.write(f"smoke test failed after {counted(test.num_passed, 'passed check')}\n")
+        return exit_code
+    sys.stderr.write(f"smoke test passed: {counted(test.num_passed, 'check')}\n")
+    return 0
 
-    Raises:
-        LauncherError: It does not; the message says what went wrong.
+
+class SmokeTest:
+    """What is asked of a deployment, and what has to be seen.
+
+    Attributes:
+        num_passed: Checks that went well.
     """
 
-    def check(executor: Executor) -> None:
-        for address in executor.private_addresses:
-            _check_front_end(plan, _UnixConnection(address))
+    def __init__(self, plan: DeploymentPlan) -> None:
+        self._plan = plan
+        self.num_passed = 0
 
-    return asyncio.run(Serving(plan, check).run(start_deadline_s))
+    def run(self, executor: Executor, say: Callable[[str], None]) -> None:
+        """Asks every front end.
 
+        Raises:
+            SmokeFailed: Something else was seen.
+        """
+        for index, address in enumerate(executor.private_addresses):
+            front_end = f"frontend-{index}"
+            try:
+                for asked, seen in self._checks(_UnixConnection(address)):
+                    self.num_passed += 1
+                    say(f"check {front_end}: {asked}: {seen}")
+            except SmokeFailed as problem:
+                raise SmokeFailed(f"{front_end}: {problem}") from problem
 
-def _check_front_end(plan: DeploymentPlan, connection: http.client.HTTPConnection) -> None:
-    """Every rank gives the same greedy answer, and the deployment is what was planned.
+    def _checks(self, connection: http.client.HTTPConnection) -> Iterator[tuple[str, str]]:
+        """What was asked and what was seen: the plan carried out, and equal greedy answers."""
+        plan = self._plan
+        ready = _ask(connection, "GET", "/ready")["ready_ranks"]
+        if ready != list(range(plan.dp)):
+            raise SmokeFailed(f"ready ranks are {ready}, planned were {plan.dp}")
+        yield "GET /ready", f"{counted(plan.dp, 'rank')} ready, as planned"
+        told = _ask(connection, "GET", "/plan")
+        if told["plan"]["digest"] != plan.digest or told["drift"]:
+            raise SmokeFailed(f"the deployment is not what was planned: {told['drift']}")
+        yield "GET /plan", f"digest {plan.digest[:12]} and no drift, as planned"
+        first = None
+        for _ in range(plan.dp):  # ties in load are broken in turn, so that every rank gets one
+            text = self._complete(connection)
+            if first not in (None, text):
+                raise SmokeFailed(f"greedy answers to one prompt differ: {[first, text]}")
+            again = "" if first is None else ", the same again"
+            first = text
+            yield f"{_NUM_TOKENS} greedy tokens after {_PROMPT}", f"{text[:_MAX_SHOWN]!a}{again}"
 
-    Raises:
-        SmokeFailed: It is not so.
-    """
-    ready = _ask(connection, "GET", "/ready")
-    if ready["ready_ranks"] != list(range(plan.dp)):
-        raise SmokeFailed(f"ready ranks are {ready['ready_ranks']}, planned were {plan.dp}")
-    told = _ask(connection, "GET", "/plan")
-    if told["plan"]["digest"] != plan.digest or told["drift"]:
-        raise SmokeFailed(f"the deployment is not what was planned: {told['drift']}")
-    question = {
-        "model": plan.settings.model_name,
-        "prompt": [1, 2, 3],
-        "max_tokens": _NUM_TOKENS,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
-    texts = set()
-    for _ in range(plan.dp):  # ties in load are broken in turn, so that every rank gets one
+    def _complete(self, connection: http.client.HTTPConnection) -> str:
+        question = {
+            "model": self._plan.settings.model_name,
+            "prompt": _PROMPT,
+            "max_tokens": _NUM_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         answer = _ask(connection, "POST", "/v1/completions", question)
         if answer["usage"]["completion_tokens"] != _NUM_TOKENS:
             raise SmokeFailed(f"{_NUM_TOKENS} tokens were wanted: {answer['usage']}")
-        texts.add(answer["choices"][0]["text"])
-    if len(texts) != 1:
-        raise SmokeFailed(f"greedy answers to one prompt differ: {sorted(texts)}")
+        return str(answer["choices"][0]["text"])
 
 
 def _ask(

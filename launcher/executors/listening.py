@@ -49,9 +49,10 @@ def _resolve(options: FrontendOptions) -> tuple[socket.AddressFamily, Address]:
         found = socket.getaddrinfo(
             options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except socket.gaierror as problem:
+    except (socket.gaierror, UnicodeError) as problem:  # the latter: it cannot be a name at all
+        reason = getattr(problem, "strerror", None) or "not a host name"
         raise Refused(
-            f"frontend.host is no address of this machine: {options.host} ({problem.strerror})",
+            f"frontend.host is no address of this machine: {options.host} ({reason})",
             "frontend.host=127.0.0.1",
         ) from problem
     family, _, _, _, address = found[0]

@@ -88,7 +88,7 @@ class MpExecutor:
                     child.process.kill()
             _, late = await asyncio.wait(self._watchers, timeout=_KILL_S)
             if late:  # stuck in the kernel: nothing more can be done from here
-                logger.error("%d processes are still there after SIGKILL", len(late))
+                logger.error("still there after SIGKILL: %d of our processes", len(late))
         self._children.clear()
         self._watchers.clear()
 

@@ -1,4 +1,4 @@
-"""Settings for tests, without a plan: small limits, every field open to be set."""
+"""Settings for tests and benchmarks, without a plan: small limits, every field open to be set."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,11 @@
-"""Golden files: `pytest tests/launcher --update-golden` writes them anew; review the diff."""
+"""Golden files, command lines, runtime directories.
+
+`pytest tests/launcher --update-golden` writes the golden files anew; review the diff.
+"""
 
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +44,10 @@ def flotilla(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return code, *capsys.readouterr()
 
     return run_with
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A runtime directory of the test's own; short, since socket paths are."""
+    with tempfile.TemporaryDirectory(prefix="fl") as path:
+        yield Path(path)

@@ -1,12 +1,16 @@
 """Every mistake on the command line: exit 2, a line naming key and value, a hint that works."""
 
+import shlex
+
 import pytest
 
 from launcher.config_checks import check
 from tests.launcher.samples import composed
 
-OPTIONS = "python -m launcher --cfg job shows every option"
+OPTIONS = "python -m launcher --help explains every option"
 WRITTEN = "an override is written key=value, such as dp=2"
+
+NO_MODEL = "model must be one of dummy, hub, path, smollm2_135m, tiny"
 
 MISTAKES = [
     # Names that are nearly right.
@@ -41,6 +45,16 @@ MISTAKES = [
         "model=tinny",
         "model must be one of dummy, hub, path, smollm2_135m, tiny: tinny",
         "model=tiny",
+    ),
+    ("model=/some/path", f"{NO_MODEL}: /some/path", "model=path model.path=/some/path"),
+    ("model=./x", f"{NO_MODEL}: ./x", "model=path model.path=./x"),
+    ("model=x/", f"{NO_MODEL}: x/", "model=path model.path=x/"),
+    ("model=~/x y", f"{NO_MODEL}: ~/x y", "model=path 'model.path=\"~/x y\"'"),
+    ("model=owner/Name-1.5", f"{NO_MODEL}: owner/Name-1.5", "model=hub model.repo=owner/Name-1.5"),
+    (
+        "--model=/some/path",
+        "there is no flag --model: --model=/some/path",
+        "options are overrides, without dashes: model=path model.path=/some/path",
     ),
     (
         "profile=null",
@@ -110,6 +124,24 @@ MISTAKES = [
         "model.path has a value that must be quoted: model.path=/a=b",
         "'model.path=\"/a=b\"'",
     ),
+    ("model=/a=b", f"{NO_MODEL}: /a=b", "model=path 'model.path=\"/a=b\"'"),
+    # Neither does it allow anything but ASCII.
+    ("model=tïny", f"{NO_MODEL}: tïny", "model=tiny"),
+    ("model=模/型", f"{NO_MODEL}: 模/型", "model=path 'model.path=\"模/型\"'"),
+    ("modèl=tiny", "there is no option modèl: modèl=tiny", "model=tiny"),
+    ("+ci=é", "ci must be one of mp_tiny: é", "+ci=mp_tiny"),
+    ("tïny", "not an override: tïny", "model=tiny"),
+    ("é=1", "there is no option é: é=1", OPTIONS),
+    ("é.dp=1", "there is no option é.dp: é.dp=1", "dp=1"),
+    ("dp=２", "dp must be a whole number: ２", "dp=1"),
+    ("~é", "nothing can be taken away with ~: ~é", OPTIONS),
+    (
+        "model.name=é",
+        "model.name has a value that must be quoted: model.name=é",
+        "'model.name=\"é\"'",
+    ),
+    ("model=ti\nny", f"{NO_MODEL}: ti\\nny", "model=tiny"),
+    ("model=\udcff", f"{NO_MODEL}: \\udcff", "model=smollm2_135m"),
     ("a b=3", "not an override: a b=3", WRITTEN),
     ("+dp=2", "dp exists already, write it without +: +dp=2", "dp=2"),
     ("+model=tiny", "model exists already, write it without +: +model=tiny", "model=tiny"),
@@ -144,10 +176,20 @@ def test_a_mistake(flotilla, argument: str, message: str, hint: str):
 
 
 @pytest.mark.parametrize(
-    "hint", sorted({row[2] for row in MISTAKES if "=" in row[2] and " " not in row[2]})
+    "hint",
+    sorted({row[2] for row in MISTAKES if all("=" in each for each in shlex.split(row[2]))}),
 )
 def test_hints_work(hint: str):
-    check(composed(hint.strip("'")))
+    more = ["action=plan"] * hint.startswith("cluster=file")
+    check(composed(*shlex.split(hint), *more))
+
+
+@pytest.mark.parametrize("directory", ["weights", "owner/name"])
+def test_a_directory_that_is_there_is_no_name(flotilla, tmp_path, monkeypatch, directory: str):
+    (tmp_path / directory).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = flotilla(f"model={directory}")
+    assert (code, err.splitlines()[-1]) == (2, f"hint: model=path model.path={directory}")
 
 
 def test_all_mistakes_are_named_at_once(flotilla):

@@ -197,7 +197,7 @@ def test_a_cache_holds_a_request_of_useful_length_however_little_memory_there_is
     plan = plan_for(config_of(), SMOLLM2, cluster_of(memory_bytes=2 * GIB))
     assert plan.settings.cache.num_blocks == plan.settings.max_model_len // 16
     assert plan.settings.max_model_len == 2 * GIB // 25 // (360 * 2**10) * 16
-    plan = plan_for(config_of(dp=2), SMOLLM2, cluster_of(memory_bytes=GIB))
+    plan = plan_for(config_of(dp=2), SMOLLM2, cluster_of(memory_bytes=2 * GIB))
     assert plan.settings.max_model_len == 2048
     plan = plan_for(config_of(profile__max_model_len=8192), SMOLLM2, cluster_of(memory_bytes=GIB))
     assert plan.settings.cache.num_blocks == 512
@@ -246,17 +246,33 @@ def test_weights_larger_than_the_memory_are_refused_with_figures():
     message, hint = refusal(config_of(dp=3), LLAMA_8B, cluster_of())
     assert message == (
         "dp=3 puts 3 ranks on head, which has 32.0 GiB of memory:"
-        " a rank takes 15.0 GiB of weights (bfloat16), 436.0 MiB of cache"
+        " a rank takes 15.0 GiB of weights (bfloat16), 436.0 MiB of cache,"
+        " 1.1 GiB for its process and to compute"
     )
-    assert hint == "dp=2"
-    config = config_of(engine__dtype=DType.float32, dp=2)
-    assert refusal(config, LLAMA_8B, cluster_of())[1] == "dp=1, or engine.dtype=bfloat16"
+    assert hint == "dp=1"
+    config = config_of(engine__dtype=DType.float32)
+    assert refusal(config, LLAMA_8B, cluster_of())[1] == "engine.dtype=bfloat16"
+
+
+def test_many_ranks_of_a_small_model_are_refused_for_their_processes():
+    message, hint = refusal(config_of(dp=1000), SMOLLM2, cluster_of(memory_bytes=24 * GIB))
+    assert message.endswith("45.0 MiB of cache, 473.0 MiB for its process and to compute")
+    assert hint == "dp=31"
+
+
+def test_ranks_that_compute_nothing_take_their_processes_alone():
+    config = config_of(dp=1000, model__kind=ModelKind.dummy)
+    plan = plan_for(config, SMOLLM2, cluster_of(memory_bytes=24 * GIB))
+    assert len(engines(plan)) == 1000
+    message, hint = refusal(config, SMOLLM2, cluster_of(memory_bytes=8 * GIB))
+    assert message.endswith("a rank that computes nothing takes 16.0 MiB")
+    assert hint == "dp=512"
 
 
 def test_weights_larger_than_a_gpu_are_refused_with_the_workers_that_fit():
     message, hint = refusal(config_of(), LLAMA_8B, gpu_head(8, gib=16))
     assert message == (
-        "a rank does not fit into tp=1 GPUs of 16.0 GiB on head: 15.0 GiB of weights (bfloat16),"
+        "a rank does not fit into tp=1 GPU of 16.0 GiB on head: 15.0 GiB of weights (bfloat16),"
         " 256.0 MiB of cache, 1.8 GiB per GPU to compute"
     )
     assert hint == "tp=2, or tp=4, or tp=8, or engine.device=cpu"

@@ -46,9 +46,10 @@ def test_all_names_of_this_machine_mean_the_head(address: str | None):
     assert cluster.head.address == "127.0.0.1"
 
 
-def test_the_head_of_one_machine_is_this_machine():
-    with pytest.raises(Refused, match="head.address must mean this machine: 192.0.2.7") as refused:
-        find_cluster(config_of(head=HeadOptions(address="192.0.2.7")))
+@pytest.mark.parametrize("address", ["192.0.2.7", "é..é"])
+def test_the_head_of_one_machine_is_this_machine(address: str):
+    with pytest.raises(Refused, match=f"head.address must mean this machine: {address}") as refused:
+        find_cluster(config_of(head=HeadOptions(address=address)))
     assert refused.value.hint == "head.address=localhost"
 
 

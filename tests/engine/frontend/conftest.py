@@ -5,6 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.config import HealthOptions, ProcessSpec, Role, Settings
 from engine.frontend import process
 from engine.frontend.tokenizer import Tokenizer
 from engine.protocol import Phase
+from tests.engine.frontend.chat_request import CHAT
 from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment, FakeLifeline
 from tests.engine.settings import make_settings
 
@@ -143,3 +145,27 @@ def shared(model_directory: Path) -> Iterator[RunningFrontEnd]:
     with started(model_directory) as front_end:
         front_end.wait_until_ready()
         yield front_end
+
+
+Post = Callable[[dict[str, Any]], "Future[httpx2.Response]"]
+
+
+@pytest.fixture
+def front_end(start: Start) -> RunningFrontEnd:
+    """Two ranks that answer only when told."""
+    front_end = start(dp=2)
+    front_end.deployment.answer = None
+    front_end.wait_until_ready()
+    return front_end
+
+
+@pytest.fixture
+def deployment(front_end: RunningFrontEnd) -> FakeDeployment:
+    return front_end.deployment
+
+
+@pytest.fixture
+def post(front_end: RunningFrontEnd) -> Iterator[Post]:
+    """Posts in a thread of its own; the future gives the response."""
+    with ThreadPoolExecutor(8) as pool:
+        yield lambda body: pool.submit(front_end.http.post, CHAT, json=body)

@@ -58,16 +58,6 @@ def test_the_plan_is_relayed(shared: RunningFrontEnd):
     assert [engine[field] for field in fields] == ["engine-0", "engine", 0, 0, "ready"]
 
 
-def test_the_docs_need_nothing_from_elsewhere(shared: RunningFrontEnd):
-    response = shared.http.get("/docs")
-    assert response.headers["content-type"] == "text/html; charset=utf-8"
-    page = response.text
-    assert "POST /v1/chat/completions" in page
-    assert "max_completion_tokens" in page
-    assert "<script" not in page
-    assert not re.search(r"(src|href)=.?https?:", page)
-
-
 def test_openapi_has_the_request_models(shared: RunningFrontEnd):
     schema = shared.http.get("/openapi.json").json()
     models = schema["components"]["schemas"]
@@ -92,11 +82,32 @@ def test_unknown_paths(shared: RunningFrontEnd, path: str):
     assert "Unknown path: GET /" in check_error(shared.http.get(path), 404, "unknown_url")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/plan", "/v1/models", "/docs"])
+def test_head_answers_as_get_without_a_body(shared: RunningFrontEnd, path: str):
+    whole = shared.http.get(path)
+    with socket.create_connection(("127.0.0.1", shared.port), DEADLINE_S) as connection:
+        host = shared.url.removeprefix("http://")
+        head = f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert body == b""
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert f"content-length: {len(whole.content)}".encode() in answer.lower()
+
+
+def test_head_of_what_cannot_be_read(shared: RunningFrontEnd):
+    assert shared.http.head("/nowhere").status_code == 404
+    response = shared.http.head(CHAT)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
 def test_unknown_methods(shared: RunningFrontEnd):
     response = shared.http.get(CHAT)
     assert "Allowed: POST" in check_error(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
-    check_error(shared.http.put("/health"), 405, "method_not_allowed")
+    response = shared.http.put("/health")
+    assert "Allowed: GET, HEAD" in check_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD"
     check_error(shared.http.options(CHAT), 405, "method_not_allowed")
 
 

@@ -1,252 +1,18 @@
-"""What happens to requests when ranks, clients or the deployment come and go."""
+"""What happens to requests when clients leave, and to a front end in a deployment that ends."""
 
 import json
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from engine.errors import EngineError
-from engine.frontend import in_flight
 from engine.protocol import FinishReason, Phase, ProcessState
-from tests.engine.frontend.conftest import RunningFrontEnd, Start, started
-from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment
-
-CHAT = "/v1/chat/completions"
-BODY: dict[str, Any] = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
-STREAM = BODY | {"stream": True}
-LOST = ProcessState.lost
-Post = Callable[[dict[str, Any]], "Future[httpx2.Response]"]
-
-
-@pytest.fixture
-def front_end(start: Start) -> RunningFrontEnd:
-    """Two ranks that answer only when told."""
-    front_end = start(dp=2)
-    front_end.deployment.answer = None
-    front_end.wait_until_ready()
-    return front_end
-
-
-@pytest.fixture
-def deployment(front_end: RunningFrontEnd) -> FakeDeployment:
-    return front_end.deployment
-
-
-@pytest.fixture
-def post(front_end: RunningFrontEnd) -> Iterator[Post]:
-    """Posts in a thread of its own; the future gives the response."""
-    with ThreadPoolExecutor(8) as pool:
-        yield lambda body: pool.submit(front_end.http.post, CHAT, json=body)
-
-
-def error_of(response: httpx2.Response) -> dict[str, Any]:
-    error: dict[str, Any] = response.json()["error"]
-    return error
-
-
-def end_of(stream: httpx2.Response) -> dict[str, Any]:
-    """The error that ends a stream."""
-    *_, error, done, rest = stream.text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    found: dict[str, Any] = json.loads(error.removeprefix("data: "))["error"]
-    return found
-
-
-# --- ranks ---
-
-
-def test_requests_go_to_the_rank_with_the_least_work(post: Post, deployment: FakeDeployment):
-    answers = []
-    for number in range(4):
-        answers.append(post(BODY))
-        deployment.wait_for_request(number)
-    assert [deployment.wait_for_request(number)[0] for number in range(4)] == [0, 1, 0, 1]
-    for number in (1, 3):
-        _, request = deployment.wait_for_request(number)
-        deployment.output(1, request.request_id, b"x", FinishReason.stop)
-        assert answers[number].result(DEADLINE_S).status_code == 200
-    for number in (4, 5):
-        answers.append(post(BODY))
-        assert deployment.wait_for_request(number)[0] == 1  # not in turn: it has less
-    for number in (0, 2, 4, 5):
-        rank, request = deployment.wait_for_request(number)
-        deployment.output(rank, request.request_id, b"x", FinishReason.stop)
-        assert answers[number].result(DEADLINE_S).status_code == 200
-
-
-def test_the_requests_of_a_lost_rank_fail_at_once(post: Post, deployment: FakeDeployment):
-    whole, stream = post(BODY), post(STREAM)
-    deployment.wait_for_request(1)
-    for rank in range(2):
-        deployment.set_rank(rank, LOST, "killed by signal 9")
-    response = whole.result(DEADLINE_S)
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert "killed by signal 9" in error_of(response)["message"]
-    assert error_of(response)["code"] == "rank_failed"
-    assert stream.result(DEADLINE_S).status_code == 200
-    assert "killed by signal 9" in end_of(stream.result())["message"]
-
-
-def test_other_ranks_go_on_when_one_is_lost(front_end: RunningFrontEnd, post: Post):
-    front_end.deployment.answer = b"still here"
-    front_end.deployment.set_rank(0, LOST, "killed by signal 9")
-    front_end.wait_for_readiness(lambda body: body["lost"])
-    for _ in range(3):
-        response = post(BODY).result(DEADLINE_S)
-        assert response.json()["choices"][0]["message"]["content"] == "still here"
-    ready = front_end.http.get("/ready")
-    assert ready.status_code == 200
-    assert ready.json()["ready_ranks"] == [1]
-    assert [each["reason"] for each in ready.json()["lost"]] == ["killed by signal 9"]
-
-
-def test_no_rank_left(front_end: RunningFrontEnd):
-    for rank in range(2):
-        front_end.deployment.set_rank(rank, LOST)
-    front_end.wait_for_readiness(lambda body: len(body["lost"]) == 2)
-    response = front_end.http.post(CHAT, json=BODY)
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "1"
-    assert error_of(response)["code"] == "no_rank_ready"
-    assert front_end.http.get("/ready").status_code == 503
-    assert front_end.http.get("/health").status_code == 200
-
-
-def test_a_suspect_rank_gets_no_new_work(front_end: RunningFrontEnd, post: Post):
-    deployment = front_end.deployment
-    old = post(BODY)
-    rank, request = deployment.wait_for_request()
-    deployment.set_rank(rank, ProcessState.suspect, "silent for 1.2 s")
-    front_end.wait_for_readiness(lambda body: body["suspect"])
-    answers = [post(BODY), post(BODY)]
-    for number in (1, 2):
-        other, later = deployment.wait_for_request(number)
-        assert other != rank
-        deployment.output(other, later.request_id, b"x", FinishReason.stop)
-    deployment.output(rank, request.request_id, b"x", FinishReason.stop)
-    for answer in (old, *answers):
-        assert answer.result(DEADLINE_S).status_code == 200
-
-
-def test_a_rank_that_was_started_anew(front_end: RunningFrontEnd, post: Post):
-    deployment = front_end.deployment
-    old = post(BODY)
-    rank, request = deployment.wait_for_request()
-    deployment.replace(rank)
-    assert "started anew" in error_of(old.result(DEADLINE_S))["message"]
-    front_end.wait_for_readiness(lambda body: body["ready_ranks"] == [0, 1])
-    answers = [post(BODY), post(BODY)]
-    sent = [deployment.wait_for_request(number) for number in (1, 2)]
-    assert {number for number, _ in sent} == {0, 1}
-    deployment.send_as(rank, 0, request.request_id, b"late words")
-    for number, later in sent:
-        deployment.output(number, later.request_id, b"new", FinishReason.stop)
-    for answer in answers:
-        text = answer.result(DEADLINE_S).json()["choices"][0]["message"]["content"]
-        assert text == "new"
-
-
-def test_a_gap_in_the_outputs_fails_the_ranks_requests_and_aborts_them(
-    post: Post, deployment: FakeDeployment
-):
-    stream = post(STREAM)
-    rank, request = deployment.wait_for_request()
-    deployment.output(rank, request.request_id, b"a")
-    deployment.lose_outputs(rank)
-    deployment.output(rank, request.request_id, b"c")
-    assert "outputs 1 to 1 were lost" in end_of(stream.result(DEADLINE_S))["message"]
-    assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
-
-
-def test_a_request_that_never_arrived_fails(post: Post, deployment: FakeDeployment):
-    answers = [post(BODY), post(BODY)]
-    (rank, lost), (other, kept) = (deployment.wait_for_request(number) for number in range(2))
-    deployment.tell_lost(rank, lost.sequence, lost.sequence)
-    deployment.output(other, kept.request_id, b"x", FinishReason.stop)
-    results = sorted(answer.result(DEADLINE_S).status_code for answer in answers)
-    assert results == [200, 503]
-
-
-def test_an_engine_that_does_not_acknowledge_a_request_is_asked(start: Start):
-    with ThreadPoolExecutor(1) as pool:
-        front_end = start(silence_s=0.01)
-        deployment = front_end.deployment
-        deployment.answer = None
-        front_end.wait_until_ready()
-        answer = pool.submit(front_end.http.post, CHAT, json=BODY)
-        _, request = deployment.wait_for_request()
-        while deployment.engines[0].last_received <= request.sequence:
-            deployment.publish()
-            front_end.http.get("/health")
-        deployment.tell_lost(0, request.sequence, request.sequence)
-        assert "never arrived" in error_of(answer.result(DEADLINE_S))["message"]
-
-
-def test_outputs_that_cannot_be_taken_hide_no_others(
-    front_end: RunningFrontEnd, post: Post, monkeypatch: pytest.MonkeyPatch
-):
-    deployment = front_end.deployment
-    broken, sound = post(BODY), post(BODY)
-    requests = [deployment.wait_for_request(number) for number in range(2)]
-    deliver = in_flight._deliver
-
-    def fail_once(*of: Any) -> None:
-        monkeypatch.setattr(in_flight, "_deliver", deliver)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(in_flight, "_deliver", fail_once)
-    for rank, request in requests:
-        deployment.output(rank, request.request_id, b"x", FinishReason.stop)
-    results = sorted(answer.result(DEADLINE_S).status_code for answer in (broken, sound))
-    assert results == [200, 503]
-
-
-def test_an_error_of_the_engine_is_told(post: Post, deployment: FakeDeployment):
-    answer = post(BODY)
-    rank, request = deployment.wait_for_request()
-    deployment.output(rank, request.request_id, b"", FinishReason.error, error="no blocks left")
-    response = answer.result(DEADLINE_S)
-    assert response.status_code == 500
-    assert error_of(response)["message"] == "no blocks left"
-
-
-def test_at_the_start_every_rank_is_waited_for(start: Start):
-    def slow(deployment: FakeDeployment) -> None:
-        deployment.engines[1].state = ProcessState.starting
-        deployment.engines[1].phase = Phase.loading_weights
-
-    front_end = start(dp=2, prepare=slow)
-    deployment = front_end.deployment
-    front_end.wait_for_readiness(lambda body: body["ready_ranks"] == [0])
-    response = front_end.http.get("/ready")
-    assert response.status_code == 503
-    assert response.json()["reason"] == "1 of 2 ranks are ready"
-    (missing,) = response.json()["missing"]
-    assert (missing["name"], missing["phase"]) == ("engine-1", "loading weights")
-    deployment.set_rank(1, ProcessState.ready)
-    front_end.wait_until_ready()
-
-
-def test_a_rank_that_has_not_connected_yet_gets_no_work(start: Start):
-    def hold_back(deployment: FakeDeployment) -> None:
-        deployment.engines[0].is_connecting = False
-
-    front_end = start(prepare=hold_back)
-    front_end.wait_for_readiness(lambda body: body["missing"][0]["state"] == "unconnected")
-    response = front_end.http.post(CHAT, json=BODY)
-    assert (response.status_code, error_of(response)["code"]) == (503, "no_rank_ready")
-    front_end.deployment.engines[0].is_connecting = True
-    front_end.deployment.publish()
-    front_end.wait_until_ready()
-    assert front_end.http.post(CHAT, json=BODY).status_code == 200
-
+from tests.engine.frontend.chat_request import BODY, CHAT, STREAM, end_of, error_of
+from tests.engine.frontend.conftest import Post, RunningFrontEnd, started
+from tests.engine.frontend.fake_deployment import DEADLINE_S
 
 # --- clients ---
 
@@ -331,7 +97,7 @@ def test_its_end_ends_streams_with_an_error(front_end: RunningFrontEnd, post: Po
 
 
 def test_a_front_end_that_the_coordinator_has_given_up_ends(front_end: RunningFrontEnd):
-    front_end.deployment.frontend_state = LOST
+    front_end.deployment.frontend_state = ProcessState.lost
     front_end.deployment.publish()
     front_end.join()
     assert isinstance(front_end.problem, EngineError)
@@ -347,7 +113,7 @@ def test_a_silent_coordinator_is_named(model_directory: Path):
 
 
 def test_phases_are_told_in_order(shared: RunningFrontEnd):
-    phases = shared.deployment.wait(lambda seen: seen.phases)
+    phases = shared.deployment.wait(lambda seen: Phase.ready in seen.phases and seen.phases)
     assert phases == [Phase.loading_tokenizer, Phase.connecting, Phase.ready]
     hello = shared.deployment.wait(lambda seen: seen.frontend)
     assert hello is not None

@@ -42,7 +42,7 @@ def test_at_the_start_every_rank_is_waited_for():
     loading = member(1, ProcessState.starting, phase=Phase.loading_weights)
     now = readiness(membership(member(0), loading), 3, {0}, was_ready=False)
     assert not now.ready
-    assert now.reason == "1 of 3 ranks are ready"
+    assert now.reason == "1 of 3 ranks ready"
     assert now.ready_ranks == [0]
     assert now.missing == [
         Absentee("engine-1", "starting", phase="loading weights"),
@@ -76,7 +76,7 @@ def test_later_one_rank_is_enough_and_the_others_are_named():
 def test_no_rank_left():
     now = readiness(membership(member(0, ProcessState.lost)), 1, {0}, was_ready=True)
     assert not now.ready
-    assert now.reason == "0 of 1 ranks are ready"
+    assert now.reason == "0 of 1 rank ready"
 
 
 def test_a_draining_deployment_is_not_ready():

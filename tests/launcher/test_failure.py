@@ -1,0 +1,83 @@
+"""Processes that die while the deployment serves."""
+
+import httpx2 as httpx
+import psutil
+import pytest
+
+from tests.running import launched, stream
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_every_process_ends_by_itself_when_the_launcher_is_killed(runtime):
+    with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = list(launcher.children().values())
+        assert len(family) == 4
+        launcher.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+        assert not launcher.directory.exists()
+
+
+def test_an_engine_that_is_killed_fails_its_requests_at_once_and_ends_the_deployment(runtime):
+    with launched("model=tiny", runtime_directory=runtime) as launcher:
+        url = launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        engine = launcher.children()["engine-0"]
+        with httpx.Client(base_url=url, timeout=30) as client:
+            with stream(client, 1900, model="tiny", ignore_eos=True) as response:
+                events = response.iter_lines()
+                next(events)
+                engine.suspend()
+                engine.kill()
+                rest = [line for line in events if line]
+            assert '"error"' in rest[-2]
+            assert rest[-1] == "data: [DONE]"
+        assert launcher.end() == 1
+        assert "engine-0 ended: killed by SIGKILL" in launcher.output
+        psutil.wait_procs(family, timeout=5)
+        assert not any(process.is_running() for process in family)
+        assert (launcher.directory / "logs" / "engine-0.log").exists()
+
+
+def test_requests_on_other_ranks_finish_when_one_rank_dies(runtime):
+    with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
+        url = launcher.ready()
+        with (
+            httpx.Client(base_url=url, timeout=30) as client,
+            stream(client, 1900, model="tiny", ignore_eos=True) as first,
+            stream(client, 1900, model="tiny", ignore_eos=True) as second,
+        ):
+            lines = [first.iter_lines(), second.iter_lines()]
+            for each in lines:
+                next(each)
+            launcher.children()["engine-0"].kill()
+            ends = [[line for line in each if line] for each in lines]
+        failed = [end for end in ends if '"error"' in end[-2]]
+        finished = [end for end in ends if '"finish_reason":"length"' in end[-2]]
+        assert len(failed) == 1
+        assert len(finished) == 1
+        assert launcher.end() == 1
+
+
+def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
+    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        launcher.children()["coordinator"].kill()
+        assert launcher.end(20) == 1
+        _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert "requests cut off: there is no coordinator" in launcher.output
+
+
+def test_a_front_end_that_is_killed_ends_the_deployment(runtime):
+    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        launcher.children()["frontend-0"].kill()
+        assert launcher.end(20) == 1
+        _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert "frontend-0 ended: killed by SIGKILL" in launcher.output
