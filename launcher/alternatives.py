@@ -1,45 +1,116 @@
 """The nearest overrides that do fit when a plan does not, each tried by the planner itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from engine.config import Device, DType
 from engine.model.facts import ModelFacts
-from launcher.config import LaunchConfig
+from launcher.config import LaunchConfig, MpOptions, RayOptions, Strategy, TopologyKind
+from launcher.placement import ranks_on_head
+from launcher.shortage import Room
 
 Fits = Callable[[LaunchConfig], bool]
 """Whether the planner accepts a config."""
+Change = tuple[str, LaunchConfig]
+"""An override, and the config that it gives."""
+
+_MAX_TRIES = 32
+"""Numbers of ranks that are tried one by one."""
 
 
-def alternatives(config: LaunchConfig, facts: ModelFacts, fits: Fits) -> list[str]:
-    """Overrides that change one thing of a config that does not fit, and fit."""
+def alternatives(config: LaunchConfig, facts: ModelFacts, room: Room, fits: Fits) -> list[str]:
+    """Overrides that change one thing of a config that does not fit, and fit.
+
+    Args:
+        config: What does not fit.
+        facts: Of the model.
+        room: What there is room for.
+        fits: Asks the planner.
+    """
     changes = [
-        *_fewer_ranks(config, fits),
+        *_fewer_ranks(config, room, fits),
+        *_first(_other_shares_of_the_head(config, room), fits),
+        *_other_placement(config),
         *_other_numbers_of_workers(config, facts),
         *_other_sizes(config),
     ]
     return [override for override, wanted in changes if fits(wanted)]
 
 
-def _fewer_ranks(config: LaunchConfig, fits: Fits) -> Iterator[tuple[str, LaunchConfig]]:
-    """The most ranks that fit: bisected, since fewer ranks never need more."""
-    low, high = 0, config.dp
+def _first(changes: Iterable[Change], fits: Fits) -> Iterator[Change]:
+    """The nearest that fits."""
+    fitting = next((change for change in changes if fits(change[1])), None)
+    if fitting:
+        yield fitting
+
+
+def _fewer_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Iterator[Change]:
+    """The most ranks that fit, with fewer on the head where that alone makes them fit."""
+    fewer = _most_ranks(config, fits)
+    local = config.topology.dp_local
+    if fewer is None and local is not None and room.on_head is not None and room.on_head < local:
+        topology = replace(config.topology, dp_local=room.on_head)
+        fewer = _most_ranks(replace(config, topology=topology), fits)
+        if fewer is not None:
+            override, wanted = fewer
+            both = f"{override.split()[0]} topology.dp_local={wanted.topology.dp_local}"
+            fewer = both, wanted
+    if fewer is not None:
+        yield fewer
+
+
+def _most_ranks(config: LaunchConfig, fits: Fits) -> Change | None:
+    if config.topology.strategy is Strategy.strict:  # one more rank can be what makes it even
+        fewer = range(config.dp - 1, max(0, config.dp - 1 - _MAX_TRIES), -1)
+        return next(_first((_with_dp(config, dp) for dp in fewer), fits), None)
+    low, high = 0, config.dp  # bisected, since fewer ranks never need more
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(_with_dp(config, middle)) else (low, middle)
-    if low:
-        local = "" if config.topology.dp_local is None else f" topology.dp_local={low}"
-        yield f"dp={low}{local}", _with_dp(config, low)
+        low, high = (middle, high) if fits(_with_dp(config, middle)[1]) else (low, middle)
+    return _with_dp(config, low) if low else None
 
 
-def _with_dp(config: LaunchConfig, dp: int) -> LaunchConfig:
-    dp_local = None if config.topology.dp_local is None else dp
-    return replace(config, dp=dp, topology=replace(config.topology, dp_local=dp_local))
+def _with_dp(config: LaunchConfig, dp: int) -> Change:
+    """With `dp_local` as it is, as far as that is possible."""
+    local = config.topology.dp_local
+    if local is None or (local <= dp and config.topology.kind is not TopologyKind.head_only):
+        return f"dp={dp}", replace(config, dp=dp)
+    topology = replace(config.topology, dp_local=dp)
+    return f"dp={dp} topology.dp_local={dp}", replace(config, dp=dp, topology=topology)
 
 
-def _other_numbers_of_workers(
-    config: LaunchConfig, facts: ModelFacts
-) -> Iterator[tuple[str, LaunchConfig]]:
+def _other_shares_of_the_head(config: LaunchConfig, room: Room) -> Iterator[Change]:
+    """Other numbers of ranks on the head, the nearest first."""
+    asked, dp = ranks_on_head(config), config.dp
+    if config.topology.kind not in (TopologyKind.split, TopologyKind.auto) or asked is None:
+        return
+    numbers = {min(room.on_head or 0, dp), max(0, dp - (room.elsewhere or 0))}
+    if config.topology.strategy is Strategy.strict:
+        numbers |= {number for number in range(1, dp + 1) if dp % number == 0} | {0}
+    for number in sorted(numbers - {asked}, key=lambda number: (abs(number - asked), number)):
+        topology = replace(config.topology, dp_local=number)
+        yield f"topology.dp_local={number}", replace(config, topology=topology)
+
+
+def _other_placement(config: LaunchConfig) -> Iterator[Change]:
+    topology = config.topology
+    if topology.kind is not TopologyKind.auto:
+        anywhere = replace(topology, kind=TopologyKind.auto, dp_local=None)
+        override, wanted = "topology=auto", replace(config, topology=anywhere)
+        if topology.dp_local is not None:
+            override += " topology.dp_local=null"
+        if isinstance(config.backend, MpOptions):
+            ray = RayOptions(start_deadline_s=config.backend.start_deadline_s)
+            override, wanted = f"{override} backend=ray", replace(wanted, backend=ray)
+        yield override, wanted
+    others = [Strategy.fill] * (topology.strategy in (Strategy.strict, Strategy.spread))
+    others += [Strategy.span] * (config.tp > 1 and topology.strategy is not Strategy.span)
+    for strategy in others:
+        changed = replace(topology, strategy=strategy)
+        yield f"topology.strategy={strategy.name}", replace(config, topology=changed)
+
+
+def _other_numbers_of_workers(config: LaunchConfig, facts: ModelFacts) -> Iterator[Change]:
     """Fewer workers where GPUs lack, more where a GPU is too small for its part of the weights."""
     heads = facts.num_attention_heads
     fewer = [tp for tp in range(config.tp - 1, 0, -1) if heads % tp == 0]
@@ -48,10 +119,12 @@ def _other_numbers_of_workers(
         yield f"tp={tp}", replace(config, tp=tp)
 
 
-def _other_sizes(config: LaunchConfig) -> Iterator[tuple[str, LaunchConfig]]:
+def _other_sizes(config: LaunchConfig) -> Iterator[Change]:
     engine, profile = config.engine, config.profile
     if engine.device is not Device.cpu:
         yield "engine.device=cpu", replace(config, engine=replace(engine, device=Device.cpu))
+    if engine.threads is not None:
+        yield "engine.threads=null", replace(config, engine=replace(engine, threads=None))
     if engine.dtype is not DType.bfloat16:
         smaller = replace(engine, dtype=DType.bfloat16)
         yield "engine.dtype=bfloat16", replace(config, engine=smaller)

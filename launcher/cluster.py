@@ -2,8 +2,22 @@
 
 import math
 from collections import Counter
+from enum import Enum
 
 import msgspec
+
+
+class ClusterKind(Enum):
+    """What stands behind the nodes."""
+
+    machine = "machine"
+    """This machine alone."""
+    emulated = "emulated"
+    """Several Ray nodes that all are this machine."""
+    existing = "existing"
+    """A Ray cluster."""
+    file = "file"
+    """Nothing: an inventory to plan for."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +53,15 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     nodes: tuple[Node, ...]
+    kind: ClusterKind = ClusterKind.machine
+    can_add: tuple[str, ...] = ()
+    """Resources that it gets more of when asked, ("CPU", "GPU"), by adding nodes."""
+    head_names: tuple[str, ...] = ()
+    """Host names and addresses that mean the head too."""
+    head_interfaces: dict[str, str] = {}
+    """Address of each network interface of the head."""
+    holders: dict[str, tuple[str, ...]] = {}
+    """Names of the work that holds resources, by node id, as far as they are known."""
 
     def __post_init__(self) -> None:
         twice = [id for id, count in Counter(node.id for node in self.nodes).items() if count > 1]
@@ -49,5 +72,14 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"exactly one node must be the head: {', '.join(heads) or 'none is'}")
 
     @property
+    def can_grow(self) -> bool:
+        return bool(self.can_add)
+
+    @property
     def head(self) -> Node:
         return next(node for node in self.nodes if node.head)
+
+    @property
+    def others(self) -> tuple[Node, ...]:
+        """Every node but the head."""
+        return tuple(node for node in self.nodes if not node.head)

@@ -31,7 +31,21 @@ class Action(Enum):
 
 
 class TopologyKind(Enum):
+    """Which nodes may have ranks."""
+
     head_only = "head_only"
+    split = "split"
+    remote_only = "remote_only"
+    auto = "auto"
+
+
+class Strategy(Enum):
+    """How ranks are dealt to the nodes that may have them."""
+
+    fill = "fill"
+    strict = "strict"
+    spread = "spread"
+    span = "span"
 
 
 class PlanFormat(Enum):
@@ -57,6 +71,20 @@ class MpOptions(BackendOptions):
 
 
 @dataclass(slots=True, kw_only=True)
+class RayOptions(BackendOptions):
+    """Actors on a Ray cluster."""
+
+    choice: ClassVar[str] = "ray"
+
+    address: str | None = None
+    """Of a running Ray cluster, host:port; null: RAY_ADDRESS, else one found on this machine."""
+    group_deadline_s: float = option(60.0, gt=0, le=86400)
+    """Seconds until every placement group must stand, on a cluster that has the room."""
+    grow_deadline_s: float = option(600.0, gt=0, le=86400)
+    """Seconds that a cluster gets to add the nodes that it was asked for."""
+
+
+@dataclass(slots=True, kw_only=True)
 class ClusterOptions:
     """Each choice of the group `cluster` is a class of its own."""
 
@@ -68,6 +96,27 @@ class AutoClusterOptions(ClusterOptions):
     """What the backend finds."""
 
     choice: ClassVar[str] = "auto"
+
+
+@dataclass(slots=True, kw_only=True)
+class ExistingClusterOptions(ClusterOptions):
+    """A Ray cluster that must be there."""
+
+    choice: ClassVar[str] = "existing"
+
+
+@dataclass(slots=True, kw_only=True)
+class EmulatedClusterOptions(ClusterOptions):
+    """Several Ray nodes that are all this machine."""
+
+    choice: ClassVar[str] = "emulated"
+
+    nodes: int | None = option(None, ge=1, le=1024)
+    """Head included (`cluster=emulated`); null: 1 with topology=head_only and auto, else 2."""
+    cpus_per_node: int | None = option(None, ge=0, le=4096)
+    """CPUs that each node is said to have; null: an even share of this machine's."""
+    gpus_per_node: int | None = option(None, ge=0, le=1024)
+    """GPUs that each node is said to have; null: an even share of this machine's."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,13 +136,21 @@ class TopologyOptions:
     kind: TopologyKind
     """Which ranks run on the head; each choice of the group `topology` sets it."""
     dp_local: int | None = None
-    """Ranks on the head, 0 to dp; null: what the topology says (head_only: all)."""
+    """Ranks on the head, 0 to dp; null: what the topology says (head_only: all, split: half,
+    rounded up, remote_only: none, auto: as many as it takes)."""
+    strategy: Strategy = Strategy.fill
+    """fill: the head first, then as few nodes as possible; strict: the same number of ranks on
+    every node used; spread: as even as possible; span: fill, and a rank's workers may cross nodes.
+    """
 
 
 @dataclass(slots=True, kw_only=True)
 class HeadOptions:
     address: str | None = None
-    """Address of the head for other nodes; null, localhost or its hostname mean it too."""
+    """Address of the head for other nodes; null, localhost or its host name: the one it is found
+    under."""
+    interface: str | None = None
+    """Network interface of the head whose address the other nodes use."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,12 +184,20 @@ class LaunchConfig:
     health: HealthOptions = field(default_factory=HealthOptions)
     coordinator: CoordinatorOptions = field(default_factory=CoordinatorOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
+    ports: str = "ephemeral"
+    """TCP ports that coordinator and front ends listen on for other nodes: `ephemeral`, or a range
+    that a firewall lets through, such as 40000-40031."""
     plan: PlanOptions = field(default_factory=PlanOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {
-    "backend": (MpOptions,),
-    "cluster": (AutoClusterOptions, FileClusterOptions),
+    "backend": (MpOptions, RayOptions),
+    "cluster": (
+        AutoClusterOptions,
+        ExistingClusterOptions,
+        EmulatedClusterOptions,
+        FileClusterOptions,
+    ),
 }
 """Groups whose choices differ in shape."""
 

@@ -9,8 +9,22 @@ from enum import Enum
 from typing import Any
 
 from engine.config import ModelKind
-from launcher.config import Action, FileClusterOptions, LaunchConfig, PlanFormat, TopologyKind
+from launcher.config import (
+    Action,
+    AutoClusterOptions,
+    EmulatedClusterOptions,
+    ExistingClusterOptions,
+    FileClusterOptions,
+    LaunchConfig,
+    MpOptions,
+    PlanFormat,
+    RayOptions,
+    Strategy,
+    TopologyKind,
+)
 from launcher.config_errors import Problem, refusal
+from launcher.not_yet import not_yet
+from launcher.ports import EPHEMERAL, MOST, num_ports_needed, parse_ports
 from launcher.sizes import parse_bytes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -47,9 +61,23 @@ def without_effect(config: LaunchConfig) -> list[str]:
         for name, kind in MODEL_OPTIONS.items()
         if kind is not model.kind and getattr(model, name) != getattr(default, name)
     ]
+    lines += _placement_without_effect(config)
     if config.plan.format is not PlanFormat.table and config.action is not Action.plan:
         lines.append(f"plan.format={config.plan.format.name} has no effect without action=plan")
     return lines
+
+
+def _placement_without_effect(config: LaunchConfig) -> Iterator[str]:
+    backend, cluster, topology = config.backend, config.cluster, config.topology
+    is_found = isinstance(cluster, AutoClusterOptions | ExistingClusterOptions)
+    if isinstance(backend, RayOptions) and backend.address is not None and not is_found:
+        address = f"backend.address={backend.address}"
+        yield f"{address} has no effect with cluster={cluster.choice}"
+    if topology.kind is TopologyKind.head_only and topology.strategy is not Strategy.fill:
+        strategy = f"topology.strategy={topology.strategy.name}"
+        yield f"{strategy} has no effect with topology=head_only"
+    if config.ports != EPHEMERAL and isinstance(backend, MpOptions):
+        yield f"ports={config.ports} has no effect with backend=mp"
 
 
 def _out_of_range(section: Any, prefix: str) -> Iterator[Problem]:
@@ -75,7 +103,10 @@ def _beyond_limits(key: str, value: Any, field: dataclasses.Field[Any]) -> Itera
 def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
     yield from _names(config)
     yield from _missing_sources(config)
+    yield from _backend(config)
     yield from _ranks_on_head(config)
+    yield from _ports(config)
+    yield from not_yet(config)
     yield from _batch_and_cache(config)
     if config.tp > 1 and config.action is not Action.plan:
         message = f"tp must be 1 with action={config.action.name}, more can only be planned yet"
@@ -114,18 +145,55 @@ def _missing_sources(config: LaunchConfig) -> Iterator[Problem]:
         yield Problem(f"{message} run: action={config.action.name}", "action=plan")
 
 
+def _backend(config: LaunchConfig) -> Iterator[Problem]:
+    if not isinstance(config.backend, MpOptions):
+        return
+    topology, cluster = config.topology.kind, config.cluster
+    if topology is not TopologyKind.head_only:
+        must = f"ray with topology={topology.name}, mp uses the head alone"
+    elif isinstance(cluster, ExistingClusterOptions | EmulatedClusterOptions):
+        must = f"ray with cluster={cluster.choice}, mp uses this machine as it is"
+    else:
+        return
+    yield Problem(f"backend must be {must}: mp", "backend=ray")
+
+
 def _ranks_on_head(config: LaunchConfig) -> Iterator[Problem]:
     dp, dp_local = config.dp, config.topology.dp_local
     if dp_local is None:
         return
     match config.topology.kind:
-        case _ if not 0 <= dp_local <= dp:
-            must = f"between 0 and dp ({dp})"
         case TopologyKind.head_only if dp_local != dp:
-            must = f"dp ({dp}) with topology=head_only"
+            must, works = f"dp ({dp}) with topology=head_only", dp
+        case TopologyKind.remote_only if dp_local != 0:
+            must, works = "0 with topology=remote_only", 0
+        case _ if not 0 <= dp_local <= dp:
+            must, works = f"between 0 and dp ({dp})", min(max(0, dp_local), dp)
         case _:
             return
-    yield Problem(f"topology.dp_local must be {must}: {dp_local}", f"topology.dp_local={dp}")
+    yield Problem(f"topology.dp_local must be {must}: {dp_local}", f"topology.dp_local={works}")
+
+
+def _ports(config: LaunchConfig) -> Iterator[Problem]:
+    try:
+        ports = parse_ports(config.ports)
+    except ValueError:
+        rule = f"{EPHEMERAL}, or a range such as 40000-40031"
+        yield Problem(f"ports must be {rule}: {config.ports or '(empty)'}", f"ports={EPHEMERAL}")
+        return
+    if ports is None:
+        return
+    first, last = ports
+    needed = num_ports_needed(config.frontend.count)
+    if last - first + 1 < needed:
+        from_first = min(first, MOST - needed + 1)
+        message = f"ports must hold {needed} ports with frontend.count={config.frontend.count}"
+        override = f"ports={from_first}-{from_first + needed - 1}"
+        yield Problem(f"{message}: {config.ports}", override)
+    if first <= config.frontend.port <= last:
+        free = next(port for port in (8000, first - 1, last + 1) if not first <= port <= last)
+        message = f"frontend.port must not be one of ports ({config.ports})"
+        yield Problem(f"{message}: {config.frontend.port}", f"frontend.port={free}")
 
 
 def _batch_and_cache(config: LaunchConfig) -> Iterator[Problem]:

@@ -98,7 +98,8 @@ class Catalogue:
     def __init__(self, chosen: Mapping[str, str]) -> None:
         self.groups = read_groups()
         self.defaults = read_defaults()
-        self.chosen = {**self.defaults, **chosen}
+        known = {group: choice for group, choice in chosen.items() if self._is_known(group, choice)}
+        self.chosen = {**self.defaults, **read_implied(known), **chosen}
         self.options = {option.key: option for option in self._walk(LaunchConfig, "")}
         self.sections = {key.rpartition(".")[0] for key in self.options} - {""} | set(self.groups)
 
@@ -114,6 +115,9 @@ class Catalogue:
             if name in {field.name for field in dataclasses.fields(schema)}:
                 return f"{group}={schema.choice}"
         return None
+
+    def _is_known(self, group: str, choice: str) -> bool:
+        return choice in self.groups.get(group, ())
 
     def _walk(self, section: type, prefix: str) -> Iterator[Option]:
         hints = get_type_hints(section)
@@ -146,6 +150,19 @@ def read_defaults() -> dict[str, str]:
     primary = yaml.safe_load(resources.files("conf").joinpath("config.yaml").read_text())
     entries = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
     return {key: value for entry in entries for key, value in entry.items() if " " not in key}
+
+
+def read_implied(chosen: Mapping[str, str]) -> dict[str, str]:
+    """The choices of other groups that come with the chosen ones, as topology=split brings ray."""
+    implied: dict[str, str] = {}
+    for group, choice in chosen.items():
+        file = resources.files("conf").joinpath(group, f"{choice}.yaml")
+        content = yaml.safe_load(file.read_text()) or {}
+        for entry in content.get("defaults", ()):
+            for key, value in entry.items() if isinstance(entry, dict) else ():
+                verb, _, other = key.partition(" /")
+                implied |= {other: value} if verb == "override" else {}
+    return implied
 
 
 def read_meaning(group: str, choice: str) -> str:

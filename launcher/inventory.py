@@ -6,20 +6,21 @@ from typing import Any
 import msgspec
 import yaml
 
-from launcher.cluster import Cluster, Node
+from launcher.cluster import Cluster, ClusterKind, Node
 from launcher.errors import Refused
 from launcher.sizes import parse_bytes
 
 EXAMPLE = "nodes: [{id: head, head: true, cpus: 16, memory_bytes: 64GiB, gpus: 0}]"
 KEYS = Node.__struct_fields__
+CLUSTER_KEYS = ("nodes", "can_add", "head_names", "head_interfaces", "holders")
 
 
 def read_inventory(text: str, path: str) -> Cluster:
     """The cluster that an inventory describes.
 
     Args:
-        text: Of the file: `nodes:`, a list of nodes with the keys of `Node`. Sizes may be written
-            as 64GiB.
+        text: Of the file, with keys of `Cluster`: `nodes:`, a list of nodes with the keys of
+            `Node`. Sizes may be written as 64GiB.
         path: Of the file, for messages.
 
     Raises:
@@ -35,14 +36,18 @@ def read_inventory(text: str, path: str) -> Cluster:
     if not isinstance(nodes, list) or not nodes:
         raise Refused(f"{path}: nodes must be a list of nodes: {nodes!r}", EXAMPLE)
     for key in content:
-        if key != "nodes":
+        if key not in CLUSTER_KEYS:
             raise Refused(f"{path}: there is no key {key}: {content[key]!r}", EXAMPLE)
+    found = tuple(_node(raw, index, path) for index, raw in enumerate(nodes))
     try:
-        return Cluster(nodes=tuple(_node(raw, index, path) for index, raw in enumerate(nodes)))
-    except ValueError as error:
-        raise Refused(
-            f"{path}: {error}", "head: true on one node, an id of its own on each"
-        ) from None
+        return msgspec.convert(content | {"nodes": found, "kind": ClusterKind.file}, Cluster)
+    except msgspec.ValidationError as error:
+        reason, _, key = str(error).partition(" - at `$.")
+        if not key:  # of Cluster itself
+            raise Refused(
+                f"{path}: {error}", "head: true on one node, an id of its own on each"
+            ) from None
+        raise Refused(f"{path}: {key.rstrip('`')}: {reason}", EXAMPLE) from None
 
 
 def _node(raw: Any, index: int, path: str) -> Node:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine.config import CacheSettings, Device, DType, ModelKind
 from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
@@ -10,7 +11,8 @@ from engine.wording import counted
 from launcher.cluster import Node
 from launcher.config import LaunchConfig
 from launcher.errors import Refused
-from launcher.placement import DoesNotFit, ranks_per_node
+from launcher.placement import Home, Load, loads
+from launcher.shortage import DoesNotFit
 from launcher.sizes import MIB, format_bytes, parse_bytes
 
 CPU_CACHE_SHARE = 0.04
@@ -40,7 +42,7 @@ LEAST_TOKENS = 2048
 """A cache sized by itself holds at least one request of this length, or of the model's limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RankMemory:
     """What one rank needs, over all its workers."""
 
@@ -48,18 +50,18 @@ class RankMemory:
     facts: ModelFacts
     dtype: DType
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         return self.facts.weight_bytes(self.dtype.value)
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """One block of the cache. Workers beyond the number of key heads hold copies of them."""
         copies = math.ceil(self.config.tp / self.facts.num_key_value_heads)
         token_bytes = self.facts.kv_bytes_per_token(self.dtype.value) * copies
         return token_bytes * self.config.profile.block_size
 
-    @property
+    @cached_property
     def step_bytes(self) -> int:
         """What a step needs besides, an upper estimate.
 
@@ -76,50 +78,73 @@ class RankMemory:
         scores = 3 * min(tokens * context, GROUP_SCORES) * facts.num_attention_heads
         return (tokens * per_token + scores) * element + requests * per_request
 
-    @property
+    @cached_property
     def process_bytes(self) -> int:
         """What its processes need on a CPU besides weights and cache."""
         return self.config.tp * (PROCESS_BYTES + self.step_bytes)
+
+    @cached_property
+    def least_blocks(self) -> int:
+        """Blocks of a cache of the user's own size; else the fewest that a rank is started with.
+
+        Raises:
+            Refused: An explicit size or length is impossible.
+        """
+        profile, limit = self.config.profile, self.facts.max_position_embeddings
+        if profile.max_model_len is not None and profile.max_model_len > limit:
+            raise Refused(
+                f"profile.max_model_len must be at most the model's limit ({limit}):"
+                f" {profile.max_model_len}",
+                f"profile.max_model_len={limit}",
+            )
+        if profile.kv_cache_bytes != "auto":
+            return _explicit(self)
+        return self.num_blocks(profile.max_model_len or min(limit, LEAST_TOKENS))
+
+    def bytes_on_cpu(self, num_blocks: int) -> int:
+        """What a rank takes of the memory of the nodes that its workers are on."""
+        if self.config.model.kind is ModelKind.dummy:
+            return DUMMY_PROCESS_BYTES
+        # Ranks may share the pages of weights used as they are in the file, but packed copies are
+        # each rank's own.
+        return self.weight_bytes + num_blocks * self.block_bytes + self.process_bytes
 
     def num_blocks(self, num_tokens: int) -> int:
         return math.ceil(num_tokens / self.config.profile.block_size)
 
 
+def memory_room(memory: RankMemory, device: Device, node: Node) -> int | None:
+    """How many ranks with the smallest cache fit into a node's memory; None: no limit is known."""
+    if device is Device.cuda:
+        needed = memory.least_blocks * memory.block_bytes
+        is_known = node.gpu_memory_bytes > 0
+        return 0 if is_known and needed > _gpu_room(memory, node, 1.0) else None
+    if not node.memory_bytes:
+        return None
+    return node.memory_bytes // memory.bytes_on_cpu(memory.least_blocks)
+
+
 def size_cache(
-    config: LaunchConfig, facts: ModelFacts, dtype: DType, device: Device, homes: Sequence[Node]
+    memory: RankMemory, device: Device, homes: Sequence[Home]
 ) -> tuple[CacheSettings, int]:
     """The KV cache of every rank, and the most tokens that a request can have.
 
     A request must fit into the cache alone: one that does not would be preempted for ever.
 
     Args:
-        config: What the user wants.
-        facts: Of the model.
-        dtype: Of weights and cache, decided.
+        memory: What a rank needs.
         device: Decided.
-        homes: The node of each rank.
+        homes: Of every rank.
 
     Raises:
         Refused: An explicit size or length is impossible.
         DoesNotFit: There is too little memory.
     """
-    profile, limit = config.profile, facts.max_position_embeddings
-    if profile.max_model_len is not None and profile.max_model_len > limit:
-        raise Refused(
-            f"profile.max_model_len must be at most the model's limit ({limit}):"
-            f" {profile.max_model_len}",
-            f"profile.max_model_len={limit}",
-        )
-    memory = RankMemory(config, facts, dtype)
+    profile, limit = memory.config.profile, memory.facts.max_position_embeddings
+    num_blocks, placed = memory.least_blocks, loads(homes)
     if profile.kv_cache_bytes == "auto":
-        least = memory.num_blocks(profile.max_model_len or min(limit, LEAST_TOKENS))
-        num_blocks = min(
-            _auto(memory, device, node, num_ranks, least)
-            for node, num_ranks in ranks_per_node(homes)
-        )
-    else:
-        num_blocks = _explicit(memory)
-    _check_fit(memory, device, homes, num_blocks)
+        num_blocks = max(num_blocks, min(_auto(memory, device, load) for load in placed))
+    _check_fit(memory, device, placed, num_blocks)
     cache = CacheSettings(
         block_size=profile.block_size,
         num_blocks=num_blocks,
@@ -147,16 +172,17 @@ def _explicit(memory: RankMemory) -> int:
     )
 
 
-def _auto(memory: RankMemory, device: Device, node: Node, num_ranks: int, least: int) -> int:
+def _auto(memory: RankMemory, device: Device, load: Load) -> int:
+    """Blocks for which a node has memory to spare."""
+    node, profile = load.node, memory.config.profile
     if device is Device.cuda:
-        return max(least, _gpu_room(memory, node, GPU_SHARE) // memory.block_bytes)
-    profile = memory.config.profile
+        return _gpu_room(memory, node, GPU_SHARE) // memory.block_bytes
     tokens = profile.max_model_len or memory.facts.max_position_embeddings
     of_full_batch = profile.max_num_seqs * memory.num_blocks(tokens)
     share = UNKNOWN_MEMORY_CACHE_BYTES
     if node.memory_bytes:
-        share = int(CPU_CACHE_SHARE * node.memory_bytes) // num_ranks
-    return max(least, min(of_full_batch, share // memory.block_bytes))
+        share = int(CPU_CACHE_SHARE * node.memory_bytes) * memory.config.tp // load.num_workers
+    return min(of_full_batch, share // memory.block_bytes)
 
 
 def _gpu_room(memory: RankMemory, node: Node, share: float) -> int:
@@ -168,13 +194,13 @@ def _gpu_room(memory: RankMemory, node: Node, share: float) -> int:
     return usable * workers - memory.weight_bytes
 
 
-def _check_fit(memory: RankMemory, device: Device, homes: Sequence[Node], num_blocks: int) -> None:
+def _check_fit(memory: RankMemory, device: Device, placed: Sequence[Load], num_blocks: int) -> None:
     """Refuses what is larger than the memory; not what only might be too much beside others."""
-    for node, num_ranks in ranks_per_node(homes):
+    for load in placed:
         if device is Device.cuda:
-            _check_gpus(memory, node, num_blocks)
+            _check_gpus(memory, load.node, num_blocks)
         else:
-            _check_node(memory, node, num_ranks, num_blocks)
+            _check_node(memory, load, num_blocks)
 
 
 def _check_gpus(memory: RankMemory, node: Node, num_blocks: int) -> None:
@@ -188,24 +214,24 @@ def _check_gpus(memory: RankMemory, node: Node, num_blocks: int) -> None:
         )
 
 
-def _check_node(memory: RankMemory, node: Node, num_ranks: int, num_blocks: int) -> None:
-    cache = num_blocks * memory.block_bytes
+def _check_node(memory: RankMemory, load: Load, num_blocks: int) -> None:
+    node, tp = load.node, memory.config.tp
+    rank_bytes = memory.bytes_on_cpu(num_blocks)
+    if not node.memory_bytes or load.num_workers * rank_bytes <= node.memory_bytes * tp:
+        return
     if memory.config.model.kind is ModelKind.dummy:
-        rank_bytes = DUMMY_PROCESS_BYTES
         takes = f"a rank that computes nothing takes {format_bytes(rank_bytes)}"
     else:
-        # Ranks may share the pages of weights used as they are in the file, but packed copies are
-        # each rank's own.
-        rank_bytes = memory.weight_bytes + cache + memory.process_bytes
         takes = (
-            f"a rank takes {_weights_and_cache(memory, cache)},"
+            f"a rank takes {_weights_and_cache(memory, num_blocks * memory.block_bytes)},"
             f" {format_bytes(memory.process_bytes)} for its process and to compute"
         )
-    if node.memory_bytes and num_ranks * rank_bytes > node.memory_bytes:
-        raise DoesNotFit(
-            f"dp={memory.config.dp} puts {counted(num_ranks, 'rank')} on {node.id}, which has"
-            f" {format_bytes(node.memory_bytes)} of memory: {takes}"
-        )
+    whole, rest = divmod(load.num_workers, tp)
+    puts = counted(load.num_workers, "worker") if rest else counted(whole, "rank")
+    raise DoesNotFit(
+        f"dp={memory.config.dp} puts {puts} on {node.id}, which has"
+        f" {format_bytes(node.memory_bytes)} of memory: {takes}"
+    )
 
 
 def _weights_and_cache(memory: RankMemory, cache_bytes: int) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 
 from engine.config import ProcessSpec, Settings
-from launcher.cluster import Node
+from launcher.cluster import ClusterKind, Node
 
 PLAN_VERSION = 1
 
@@ -26,6 +26,19 @@ class PlacementGroup(msgspec.Struct, frozen=True, kw_only=True):
     bundles: tuple[Bundle, ...]
 
 
+class PendingResources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cluster that can grow is to be asked for, before a plan can be made."""
+
+    num_ranks: int
+    """How many ranks have no place yet."""
+    strategy: str
+    """Ray's, for the bundles of each."""
+    bundles: tuple[dict[str, int], ...]
+    """Resources of each worker of one rank."""
+    beside_head: bool
+    """The head does not count: each must be on another node."""
+
+
 class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Which processes of a deployment run where, and what they are told."""
 
@@ -44,6 +57,10 @@ class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[PlacementGroup, ...]
     processes: tuple[ProcessSpec, ...]
     settings: Settings
+    cluster: ClusterKind = ClusterKind.machine
+    """What stands behind the nodes."""
+    ports: tuple[int, int] | None = None
+    """First and last TCP port that coordinator and front ends may listen on for other nodes."""
     passed_environment: tuple[str, ...] = ()
     """Names of the environment variables of other tools that reach the processes."""
     warnings: tuple[str, ...] = ()

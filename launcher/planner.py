@@ -1,27 +1,35 @@
 """`make_plan`: from config, model and cluster to the plan. Pure: same inputs, same bytes."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
-from engine.config import (
-    Device,
-    DType,
-    Kernels,
-    ModelKind,
-    ProcessSpec,
-    Role,
-    Settings,
-    WorkerSpec,
-)
+from engine.config import CacheSettings, Device, DType, Kernels, ModelKind, Settings
 from engine.model.facts import ModelFacts
 from engine.wording import counted
 from launcher.alternatives import alternatives
-from launcher.cluster import Cluster, Node
-from launcher.config import LaunchConfig
+from launcher.capacity import Need
+from launcher.cluster import Cluster
+from launcher.config import LaunchConfig, TopologyKind
 from launcher.errors import Refused
-from launcher.memory import size_cache
-from launcher.placement import DoesNotFit, allowed_nodes, place, ranks_per_node
-from launcher.plan import PLAN_VERSION, Bundle, DeploymentPlan, PlacementGroup, sealed
+from launcher.memory import RankMemory, memory_room, size_cache
+from launcher.placement import Home, loads, place, usable_nodes
+from launcher.plan import PLAN_VERSION, DeploymentPlan, sealed
+from launcher.ports import parse_ports
+from launcher.processes import groups, processes
+from launcher.shortage import DoesNotFit, shortage
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What has to be decided before a plan can be written down."""
+
+    device: Device
+    dtype: DType
+    need: Need
+    homes: tuple[Home, ...]
+    cache: CacheSettings
+    max_model_len: int
 
 
 def make_plan(
@@ -42,55 +50,66 @@ def make_plan(
         passed_environment: Names of other tools' variables that reach the processes.
 
     Raises:
+        MustGrow: It cannot be placed yet; the cluster can be asked for what lacks.
         Refused: It cannot be placed; the hint names the nearest overrides that can.
     """
 
-    def attempt(wanted: LaunchConfig) -> DeploymentPlan:
-        return _plan(wanted, facts, cluster, model_name, passed_environment)
-
     def fits(wanted: LaunchConfig) -> bool:
         try:
-            attempt(wanted)
+            decide(wanted, facts, cluster)
         except Refused:
             return False
         return True
 
     try:
-        return attempt(config)
-    except DoesNotFit as shortage:
-        raise DoesNotFit(str(shortage), ", or ".join(alternatives(config, facts, fits))) from None
+        decisions = decide(config, facts, cluster)
+    except DoesNotFit as problem:
+        problem.hint = ", or ".join(alternatives(config, facts, problem.room, fits))
+        raise
+    homes = decisions.homes
+    return sealed(
+        DeploymentPlan(
+            version=PLAN_VERSION,
+            name=config.name,
+            generation=1,
+            digest="",
+            backend=config.backend.choice,
+            topology=config.topology.kind.name,
+            dp=config.dp,
+            tp=config.tp,
+            head=cluster.head.id,
+            nodes=cluster.nodes,
+            groups=groups(config, homes, decisions.need),
+            processes=processes(config, cluster, homes, decisions.need),
+            settings=_settings(config, facts, decisions, model_name),
+            cluster=cluster.kind,
+            ports=parse_ports(config.ports),
+            passed_environment=passed_environment,
+            warnings=tuple(_warnings(config, facts, decisions)),
+        )
+    )
 
 
-def _plan(
-    config: LaunchConfig,
-    facts: ModelFacts,
-    cluster: Cluster,
-    model_name: str,
-    passed_environment: tuple[str, ...],
-) -> DeploymentPlan:
+def decide(config: LaunchConfig, facts: ModelFacts, cluster: Cluster) -> Decisions:
+    """Everything of a plan that can fail.
+
+    Raises:
+        Refused: As `make_plan`, without a hint where it does not fit.
+    """
     device = _device(config, cluster)
     if config.engine.kernels is Kernels.native and device is not Device.cpu:
         raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
-    homes = place(config, cluster, device)
-    plan = DeploymentPlan(
-        version=PLAN_VERSION,
-        name=config.name,
-        generation=1,
-        digest="",
-        backend=config.backend.choice,
-        topology=config.topology.kind.name,
-        dp=config.dp,
-        tp=config.tp,
-        head=cluster.head.id,
-        nodes=cluster.nodes,
-        groups=tuple(_group(rank, home, config, device) for rank, home in enumerate(homes)),
-        processes=tuple(_processes(config, cluster.head, homes, device)),
-        settings=_settings(config, facts, dtype, device, homes, model_name),
-        passed_environment=passed_environment,
-        warnings=tuple(_warnings(config, facts, homes)),
-    )
-    return sealed(plan)
+    need = Need.of(config, cluster, device)
+    memory = RankMemory(config, facts, dtype)
+    room = partial(memory_room, memory, device)
+    homes = place(config, cluster, need, room)
+    if homes is None:  # without regard to memory, which has errors of its own
+        homes = place(config, cluster, need, lambda _: None)
+    if homes is None:
+        raise shortage(config, cluster, need, room)
+    cache, max_model_len = size_cache(memory, device, homes)
+    return Decisions(device, dtype, need, homes, cache, max_model_len)
 
 
 def _device(config: LaunchConfig, cluster: Cluster) -> Device:
@@ -98,8 +117,9 @@ def _device(config: LaunchConfig, cluster: Cluster) -> Device:
         return config.engine.device
     if config.model.kind is ModelKind.dummy:
         return Device.cpu  # it computes nothing: as many ranks as wanted, GPUs or not
-    usable = allowed_nodes(config.topology.kind, cluster)
-    return Device.cuda if any(node.gpus for node in usable) else Device.cpu
+    grows = config.topology.kind in (TopologyKind.auto, TopologyKind.remote_only)
+    has_gpus = any(node.gpus for node in usable_nodes(config, cluster))
+    return Device.cuda if has_gpus or (grows and "GPU" in cluster.can_add) else Device.cpu
 
 
 def _dtype(config: LaunchConfig, facts: ModelFacts, device: Device) -> DType:
@@ -114,14 +134,8 @@ def _dtype(config: LaunchConfig, facts: ModelFacts, device: Device) -> DType:
 
 
 def _settings(
-    config: LaunchConfig,
-    facts: ModelFacts,
-    dtype: DType,
-    device: Device,
-    homes: Sequence[Node],
-    model_name: str,
+    config: LaunchConfig, facts: ModelFacts, decisions: Decisions, model_name: str
 ) -> Settings:
-    cache, max_model_len = size_cache(config, facts, dtype, device, homes)
     return Settings(
         name=config.name,
         dp=config.dp,
@@ -129,14 +143,14 @@ def _settings(
         model=config.model,
         model_name=model_name,
         facts=facts,
-        dtype=dtype,
-        device=device,
+        dtype=decisions.dtype,
+        device=decisions.device,
         kernels=config.engine.kernels,
         seed=config.engine.seed,
-        max_model_len=max_model_len,
+        max_model_len=decisions.max_model_len,
         max_num_seqs=config.profile.max_num_seqs,
         max_num_batched_tokens=config.profile.max_num_batched_tokens,
-        cache=cache,
+        cache=decisions.cache,
         frontend=config.frontend,
         balancer=config.balancer,
         health=config.health,
@@ -145,70 +159,17 @@ def _settings(
     )
 
 
-def _group(rank: int, home: Node, config: LaunchConfig, device: Device) -> PlacementGroup:
-    """One bundle per worker, packed on one node."""
-    resources = {"CPU": config.engine.threads or 1}
-    if device is Device.cuda:
-        resources = {"GPU": 1, **resources}
-    bundle = Bundle(resources=resources, node=home.id)
-    return PlacementGroup(
-        name=_engine_name(rank), strategy="STRICT_PACK", bundles=(bundle,) * config.tp
-    )
-
-
-def _processes(
-    config: LaunchConfig, head: Node, homes: Sequence[Node], device: Device
-) -> Iterator[ProcessSpec]:
-    yield ProcessSpec(name="coordinator", role=Role.coordinator, node=head.id)
-    for index in range(config.frontend.count):
-        yield ProcessSpec(name=f"frontend-{index}", role=Role.frontend, node=head.id)
-    on_node = {node.id: num_ranks for node, num_ranks in ranks_per_node(homes)}
-    placed: Counter[str] = Counter()
-    for rank, home in enumerate(homes):
-        local_rank = placed[home.id]
-        placed[home.id] += 1
-        num_threads = _num_threads(config, home, on_node[home.id])
-        yield ProcessSpec(
-            name=_engine_name(rank),
-            role=Role.engine,
-            node=home.id,
-            rank=rank,
-            local_rank=local_rank,
-            num_local_ranks=on_node[home.id],
-            workers=tuple(
-                WorkerSpec(
-                    index=index,
-                    node=home.id,
-                    group=_engine_name(rank),
-                    bundle=index,
-                    devices=_devices(home, local_rank * config.tp + index, device),
-                    num_threads=num_threads,
-                )
-                for index in range(config.tp)
-            ),
-        )
-
-
-def _engine_name(rank: int) -> str:
-    return f"engine-{rank}"
-
-
-def _num_threads(config: LaunchConfig, node: Node, num_ranks: int) -> int:
-    """CPU threads of one worker: an even share of the node unless the user says more."""
-    return config.engine.threads or max(1, node.free_cpus // num_ranks // config.tp)
-
-
-def _devices(node: Node, local_worker: int, device: Device) -> tuple[int, ...]:
-    """GPU ids of one worker; the ids that other work holds are taken to be the lowest."""
-    return (node.gpus - node.free_gpus + local_worker,) if device is Device.cuda else ()
-
-
-def _warnings(config: LaunchConfig, facts: ModelFacts, homes: Sequence[Node]) -> Iterator[str]:
-    for node, num_ranks in ranks_per_node(homes):
-        asked = num_ranks * config.tp * (config.engine.threads or 1)
-        if 0 < node.free_cpus < asked:
-            wanted = f"{counted(num_ranks, 'rank')} should have {counted(asked, 'CPU')}"
-            yield f"{wanted} on {node.id}, which has {node.free_cpus}: all will be slower"
+def _warnings(config: LaunchConfig, facts: ModelFacts, decisions: Decisions) -> Iterator[str]:
+    if not decisions.need.cpus_are_a_limit:
+        yield from _crowded_nodes(decisions)
     if facts.num_attention_heads % config.tp:
         heads = counted(facts.num_attention_heads, "head")
         yield f"tp={config.tp} does not divide the model's {heads}"
+
+
+def _crowded_nodes(decisions: Decisions) -> Iterator[str]:
+    for load in loads(decisions.homes):
+        node, asked = load.node, load.num_workers * decisions.need.cpus_per_worker
+        if 0 < node.free_cpus < asked:
+            wanted = f"{counted(load.num_ranks, 'rank')} should have {counted(asked, 'CPU')}"
+            yield f"{wanted} on {node.id}, which has {node.free_cpus}: all will be slower"

@@ -6,15 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from engine.checkpoints.sources import default_name, model_directory, pinned, read_facts
 from engine.config import ModelOptions
 from engine.errors import ModelError
 from engine.model.facts import ModelFacts
-from launcher.cluster import Cluster
-from launcher.config import FileClusterOptions, LaunchConfig
+from launcher.addresses import with_head_address
+from launcher.cluster import Cluster, ClusterKind
+from launcher.config import (
+    AutoClusterOptions,
+    EmulatedClusterOptions,
+    FileClusterOptions,
+    LaunchConfig,
+    RayOptions,
+)
+from launcher.emulation import emulated_cluster
 from launcher.errors import Refused
 from launcher.inventory import read_inventory
-from launcher.this_machine import LOOPBACK, is_address_of_this_machine, local_cluster
+from launcher.this_machine import is_address_of_this_machine, local_cluster
 
 PASSED_PREFIXES = ("HF_", "NCCL_")
 PASSED_NAMES = {
@@ -63,16 +73,25 @@ def resolve(config: LaunchConfig) -> Resolved:
 
 
 def find_cluster(config: LaunchConfig) -> Cluster:
-    """The machines of an inventory, or this one."""
-    if isinstance(config.cluster, FileClusterOptions):
-        assert config.cluster.path is not None
-        return _from_file(config.cluster.path, config.head.address)
-    address = config.head.address
-    if address is None or address in ("localhost", "::1"):
-        address = LOOPBACK
-    if address != LOOPBACK and not is_address_of_this_machine(address):
-        raise Refused(f"head.address must mean this machine: {address}", "head.address=localhost")
-    return local_cluster(address)
+    """The machines of an inventory, this one, or the nodes that it would be said to be."""
+    match config.cluster:
+        case FileClusterOptions(path=str(path)):
+            cluster = _from_file(path)
+        case EmulatedClusterOptions() as options:
+            cluster = emulated_cluster(options, config.topology.kind, local_cluster())
+        case AutoClusterOptions() as options if isinstance(config.backend, RayOptions):
+            cluster = emulated_cluster(options, config.topology.kind, local_cluster())
+        case _:
+            cluster = local_cluster()
+    name = config.head.address
+    if (
+        name is not None
+        and cluster.kind is not ClusterKind.file
+        and is_address_of_this_machine(name)
+    ):
+        known = (*cluster.head_names, name)
+        cluster = msgspec.structs.replace(cluster, head_names=known)
+    return with_head_address(cluster, config.head)
 
 
 def passed_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -84,7 +103,7 @@ def passed_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _from_file(path: str, head_address: str | None) -> Cluster:
+def _from_file(path: str) -> Cluster:
     try:
         text = Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -92,15 +111,7 @@ def _from_file(path: str, head_address: str | None) -> Cluster:
         raise Refused(
             f"cluster.path cannot be read, {reason}: {path}", "cluster.path=FILE"
         ) from None
-    cluster = read_inventory(text, path)
-    head = cluster.head
-    if head_address not in (None, head.id, head.address):
-        raise Refused(
-            f"head.address must mean the head of {path} ({head.id}, {head.address}):"
-            f" {head_address}",
-            f"head.address={head.address}",
-        )
-    return cluster
+    return read_inventory(text, path)
 
 
 def _progress(line: str) -> None:

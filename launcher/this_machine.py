@@ -13,13 +13,14 @@ import pynvml
 from launcher.cluster import Cluster, Node
 
 LOOPBACK = "127.0.0.1"
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 CPU_QUOTA_FILES = ("cpu.max", "cpu.cfs_quota_us")
 MEMORY_LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")
 """Of cgroup version 2 and 1."""
 
 
 def local_cluster(address: str = LOOPBACK) -> Cluster:
-    """This machine as the only node."""
+    """This machine as the only node, with all its names."""
     gpus = visible_gpus(os.environ)
     head = Node(
         id="head",
@@ -30,7 +31,11 @@ def local_cluster(address: str = LOOPBACK) -> Cluster:
         gpus=len(gpus),
         gpu_memory_bytes=min(gpus, default=0),
     )
-    return Cluster(nodes=(head,))
+    return Cluster(
+        nodes=(head,),
+        head_names=(socket.gethostname(), *own_addresses()),
+        head_interfaces=interface_addresses(),
+    )
 
 
 def visible_gpus(environment: Mapping[str, str], nvml: Any = pynvml) -> list[int]:
@@ -80,13 +85,33 @@ def cgroup_memory(root: Path = Path("/")) -> Iterator[int]:
             yield int(text)
 
 
-def is_address_of_this_machine(address: str) -> bool:
-    """Whether a name or address means this machine."""
-    own = {
+def own_addresses() -> list[str]:
+    """Every address of this machine, zones aside."""
+    return [
         entry.address.partition("%")[0]
         for entries in psutil.net_if_addrs().values()
         for entry in entries
-    }
+        if entry.family in INTERNET
+    ]
+
+
+def interface_addresses() -> dict[str, str]:
+    """The address of each network interface: the first that is not link-local, IPv4 before IPv6."""
+    found = {}
+    for name, entries in psutil.net_if_addrs().items():
+        addresses = sorted(
+            (entry.family == socket.AF_INET6, entry.address)
+            for entry in entries
+            if entry.family in INTERNET and "%" not in entry.address
+        )
+        if addresses:
+            found[name] = addresses[0][1]
+    return found
+
+
+def is_address_of_this_machine(address: str) -> bool:
+    """Whether a name or address means this machine, asking the resolver."""
+    own = set(own_addresses())
     if address == socket.gethostname():
         return True
     try:

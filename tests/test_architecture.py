@@ -33,11 +33,19 @@ SHARED = (
 )
 # The planner and its parts.
 PURE = (
+    "launcher.addresses",
     "launcher.alternatives",
+    "launcher.capacity",
+    "launcher.emulation",
     "launcher.memory",
+    "launcher.node_names",
     "launcher.placement",
     "launcher.planner",
+    "launcher.ports",
+    "launcher.processes",
+    "launcher.shortage",
     "launcher.sizes",
+    "launcher.strategies",
 )
 # Everything the planner's result could depend on besides its arguments.
 IMPURE = (
