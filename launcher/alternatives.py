@@ -45,25 +45,27 @@ def _first(changes: Iterable[Change], fits: Fits) -> Iterator[Change]:
 
 
 def _fewer_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Iterator[Change]:
-    """The most ranks that fit, with fewer on the head where that alone makes them fit."""
-    fewer = _most_ranks(config, fits)
-    local = config.topology.dp_local
-    if fewer is None and local is not None and room.on_head is not None and room.on_head < local:
+    """The most ranks that fit; with fewer of them on the head if that makes it more."""
+    kept, asked = _most_ranks(config, room, fits), ranks_on_head(config)
+    is_split = config.topology.kind in (TopologyKind.split, TopologyKind.auto)
+    if is_split and room.on_head is not None and asked is not None and room.on_head < asked:
         topology = replace(config.topology, dp_local=room.on_head)
-        fewer = _most_ranks(replace(config, topology=topology), fits)
-        if fewer is not None:
-            override, wanted = fewer
-            both = f"{override.split()[0]} topology.dp_local={wanted.topology.dp_local}"
-            fewer = both, wanted
-    if fewer is not None:
-        yield fewer
+        moved = _most_ranks(replace(config, topology=topology), room, fits)
+        if moved and (kept is None or moved[1].dp > kept[1].dp):
+            wanted = moved[1]
+            kept = f"dp={wanted.dp} topology.dp_local={wanted.topology.dp_local}", wanted
+    if kept:
+        yield kept
 
 
-def _most_ranks(config: LaunchConfig, fits: Fits) -> Change | None:
+def _most_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Change | None:
+    most = config.dp - 1 if room.ranks is None else min(config.dp - 1, room.ranks)
     if config.topology.strategy is Strategy.strict:  # one more rank can be what makes it even
-        fewer = range(config.dp - 1, max(0, config.dp - 1 - _MAX_TRIES), -1)
+        fewer = range(most, max(0, most - _MAX_TRIES), -1)
         return next(_first((_with_dp(config, dp) for dp in fewer), fits), None)
-    low, high = 0, config.dp  # bisected, since fewer ranks never need more
+    low, high = 0, most + 1  # bisected, since fewer ranks never need more
+    if most and fits(_with_dp(config, most)[1]):
+        low = most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(_with_dp(config, middle)[1]) else (low, middle)

@@ -69,14 +69,17 @@ def worker_slots(
     """
     rooms = [memory_room(node) for node in nodes]
     most = [num_ranks if room is None else min(room, num_ranks) for room in rooms]
-    if crowd and not need.limits:
+    limits = need.limits
+    if limits:
+        slots = [need.tp * room for room in most]
+        for name, number in limits.items():
+            slots = [
+                min(slot, free(node, name) // number)
+                for slot, node in zip(slots, nodes, strict=True)
+            ]
+        return slots
+    if crowd:
         return [room * need.tp for room in most]
-    if need.limits:
-        slots = (
-            min(free(node, name) // number for name, number in need.limits.items())
-            for node in nodes
-        )
-        return [min(slot, need.tp * room) for slot, room in zip(slots, most, strict=True)]
     shares = [max(1, node.free_cpus // (need.tp * need.cpus_per_worker)) for node in nodes]
 
     def rooms_at(factor: int) -> list[int]:

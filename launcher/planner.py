@@ -1,15 +1,14 @@
 """`make_plan`: from config, model and cluster to the plan. Pure: same inputs, same bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from engine.config import CacheSettings, Device, DType, Kernels, ModelKind, Settings
 from engine.model.facts import ModelFacts
 from engine.wording import counted
 from launcher.alternatives import alternatives
 from launcher.capacity import Need
-from launcher.cluster import Cluster
+from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig, TopologyKind
 from launcher.errors import Refused
 from launcher.memory import RankMemory, memory_room, size_cache
@@ -21,12 +20,22 @@ from launcher.shortage import DoesNotFit, shortage
 
 
 @dataclass(frozen=True, slots=True)
-class Decisions:
-    """What has to be decided before a plan can be written down."""
+class Outlook:
+    """What is known before anything is placed."""
 
     device: Device
     dtype: DType
     need: Need
+    memory: RankMemory
+
+    def memory_room(self, node: Node) -> int | None:
+        return memory_room(self.memory, self.device, node)
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What had to be decided before a plan could be written down."""
+
     homes: tuple[Home, ...]
     cache: CacheSettings
     max_model_len: int
@@ -54,15 +63,23 @@ def make_plan(
         Refused: It cannot be placed; the hint names the nearest overrides that can.
     """
 
+    outlook = _outlook(config, facts, cluster)
+
     def fits(wanted: LaunchConfig) -> bool:
         try:
-            decide(wanted, facts, cluster)
+            asked = _outlook(wanted, facts, cluster)
+            found = _decide(wanted, cluster, asked) is not None
         except Refused:
             return False
-        return True
+        # Nothing leaves the GPUs without saying so.
+        cpu = Device.cpu
+        leaves = asked.device is cpu and cpu not in (outlook.device, wanted.engine.device)
+        return found and not leaves
 
     try:
-        decisions = decide(config, facts, cluster)
+        decisions = _decide(config, cluster, outlook)
+        if decisions is None:
+            raise shortage(config, cluster, outlook.need, outlook.memory_room)
     except DoesNotFit as problem:
         problem.hint = ", or ".join(alternatives(config, facts, problem.room, fits))
         raise
@@ -79,37 +96,39 @@ def make_plan(
             tp=config.tp,
             head=cluster.head.id,
             nodes=cluster.nodes,
-            groups=groups(config, homes, decisions.need),
-            processes=processes(config, cluster, homes, decisions.need),
-            settings=_settings(config, facts, decisions, model_name),
+            groups=groups(config, homes, outlook.need),
+            processes=processes(config, cluster, homes, outlook.need),
+            settings=_settings(config, facts, outlook, decisions, model_name),
             cluster=cluster.kind,
             ports=parse_ports(config.ports),
             passed_environment=passed_environment,
-            warnings=tuple(_warnings(config, facts, decisions)),
+            warnings=tuple(_warnings(config, facts, outlook.need, homes)),
         )
     )
 
 
-def decide(config: LaunchConfig, facts: ModelFacts, cluster: Cluster) -> Decisions:
-    """Everything of a plan that can fail.
-
-    Raises:
-        Refused: As `make_plan`, without a hint where it does not fit.
-    """
+def _outlook(config: LaunchConfig, facts: ModelFacts, cluster: Cluster) -> Outlook:
     device = _device(config, cluster)
     if config.engine.kernels is Kernels.native and device is not Device.cpu:
         raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
-    need = Need.of(config, cluster, device)
     memory = RankMemory(config, facts, dtype)
-    room = partial(memory_room, memory, device)
-    homes = place(config, cluster, need, room)
+    return Outlook(device, dtype, Need.of(config, cluster, device), memory)
+
+
+def _decide(config: LaunchConfig, cluster: Cluster, outlook: Outlook) -> Decisions | None:
+    """Places the ranks and sizes their caches; None where there is no room but for memory.
+
+    Raises:
+        DoesNotFit: There is too little memory.
+    """
+    homes = place(config, cluster, outlook.need, outlook.memory_room)
     if homes is None:  # without regard to memory, which has errors of its own
-        homes = place(config, cluster, need, lambda _: None)
+        homes = place(config, cluster, outlook.need, lambda _: None)
     if homes is None:
-        raise shortage(config, cluster, need, room)
-    cache, max_model_len = size_cache(memory, device, homes)
-    return Decisions(device, dtype, need, homes, cache, max_model_len)
+        return None
+    cache, max_model_len = size_cache(outlook.memory, outlook.device, homes)
+    return Decisions(homes, cache, max_model_len)
 
 
 def _device(config: LaunchConfig, cluster: Cluster) -> Device:
@@ -134,7 +153,11 @@ def _dtype(config: LaunchConfig, facts: ModelFacts, device: Device) -> DType:
 
 
 def _settings(
-    config: LaunchConfig, facts: ModelFacts, decisions: Decisions, model_name: str
+    config: LaunchConfig,
+    facts: ModelFacts,
+    outlook: Outlook,
+    decisions: Decisions,
+    model_name: str,
 ) -> Settings:
     return Settings(
         name=config.name,
@@ -143,8 +166,8 @@ def _settings(
         model=config.model,
         model_name=model_name,
         facts=facts,
-        dtype=decisions.dtype,
-        device=decisions.device,
+        dtype=outlook.dtype,
+        device=outlook.device,
         kernels=config.engine.kernels,
         seed=config.engine.seed,
         max_model_len=decisions.max_model_len,
@@ -159,17 +182,14 @@ def _settings(
     )
 
 
-def _warnings(config: LaunchConfig, facts: ModelFacts, decisions: Decisions) -> Iterator[str]:
-    if not decisions.need.cpus_are_a_limit:
-        yield from _crowded_nodes(decisions)
-    if facts.num_attention_heads % config.tp:
-        heads = counted(facts.num_attention_heads, "head")
-        yield f"tp={config.tp} does not divide the model's {heads}"
-
-
-def _crowded_nodes(decisions: Decisions) -> Iterator[str]:
-    for load in loads(decisions.homes):
-        node, asked = load.node, load.num_workers * decisions.need.cpus_per_worker
+def _warnings(
+    config: LaunchConfig, facts: ModelFacts, need: Need, homes: Sequence[Home]
+) -> Iterator[str]:
+    for load in loads(homes) if not need.cpus_are_a_limit else ():
+        node, asked = load.node, load.num_workers * need.cpus_per_worker
         if 0 < node.free_cpus < asked:
             wanted = f"{counted(load.num_ranks, 'rank')} should have {counted(asked, 'CPU')}"
             yield f"{wanted} on {node.id}, which has {node.free_cpus}: all will be slower"
+    if facts.num_attention_heads % config.tp:
+        heads = counted(facts.num_attention_heads, "head")
+        yield f"tp={config.tp} does not divide the model's {heads}"

@@ -14,16 +14,25 @@ from launcher.plan import PendingResources
 
 _MAX_NAMES = 4
 """Nodes that are named of those that are alike."""
+_MAX_LINES = 20
+"""Kinds of nodes that are told."""
 _ANY_NUMBER = 1 << 30
 """More ranks than anybody asks for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many of the ranks asked for have a place; None: that part is not asked for."""
+    """How many ranks have a place, were they not to be in equal parts; None: nobody asked."""
 
     on_head: int | None = None
     elsewhere: int | None = None
+
+    @property
+    def ranks(self) -> int | None:
+        """On head and elsewhere; None: not known."""
+        if self.on_head is None and self.elsewhere is None:
+            return None
+        return (self.on_head or 0) + (self.elsewhere or 0)
 
 
 class DoesNotFit(Refused):
@@ -150,17 +159,17 @@ def _node_lines(
 ) -> list[str]:
     """What each node has and lacks; nodes that are alike share a line."""
     alike: dict[str, list[str]] = defaultdict(list)
-    used = {node.id for zone in zones(config, cluster) if zone.num_ranks for node in zone.nodes}
     for node in cluster.nodes:
         verdict = f"not used by topology={config.topology.kind.name}"
-        if node.id in used:
+        if node.id in slots:
             verdict = _verdict(config, node, need, slots[node.id])
         elif "GPU" in need.bundle and not node.gpus:
             continue
         holders = ", ".join(cluster.holders.get(node.id, ()))
         has = ", ".join(_has(node, name, holders) for name in (need.limits or need.bundle))
         alike[f"{has}: {verdict}"].append(node.id)
-    return [f"{_names(ids)}: {line}" for line, ids in alike.items()]
+    lines = [f"{_names(ids)}: {line}" for line, ids in alike.items()]
+    return [*lines[:_MAX_LINES], *["..."] * (len(lines) > _MAX_LINES)]
 
 
 def _has(node: Node, resource: str, holders: str) -> str:

@@ -113,4 +113,4 @@ def span(
             if free + taken < 0:
                 heapq.heappush(left, (free + taken, node))
         ranks.append(tuple(workers))
-    return ranks
+    return sorted(ranks)

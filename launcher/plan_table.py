@@ -1,0 +1,205 @@
+"""A plan as a table: node by node, what is alike in one row."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from engine.config import ProcessSpec, Role
+from engine.wording import counted
+from launcher.cluster import Node
+from launcher.plan import DeploymentPlan, PlacementGroup
+from launcher.sizes import format_bytes
+
+HEADINGS = ("node", "process", "local rank", "placement group", "devices", "threads")
+MAX_ALIKE = 2
+"""Nodes that are alike and stand together; more of them share a row."""
+MAX_RANKS = 8
+"""Ranks of a node that have a row each."""
+MAX_IDLE = 4
+"""Nodes without ranks that have a row each; of more, so many are named."""
+
+Cells = tuple[str, ...]
+
+
+def plan_table(plan: DeploymentPlan) -> RenderableType:
+    """Title, processes node by node, key settings, warnings, digest."""
+    title = (
+        f"{plan.name}: backend={plan.backend} topology={plan.topology} dp={plan.dp} tp={plan.tp}"
+    )
+    warnings = [Text(f"warning: {line}", style="yellow") for line in plan.warnings]
+    return Group(
+        Text(title, style="bold"),
+        Text(_where(plan)),
+        _processes(plan),
+        _settings(plan),
+        *warnings,
+        Text(f"digest {plan.digest}", style="dim"),
+    )
+
+
+def _where(plan: DeploymentPlan) -> str:
+    """How many ranks the head has, and how many other nodes have the rest."""
+    homes = Counter(process.node for process in plan.processes if process.role is Role.engine)
+    on_head = homes.pop(plan.head, 0)
+    parts = [f"{counted(on_head, 'rank')} on the head"]
+    if homes:
+        others = f"{counted(homes.total(), 'rank')} on {counted(len(homes), 'other node')}"
+        parts = [*parts, others] if on_head else [others]
+    of_ranks = {worker.node for process in plan.processes for worker in process.workers}
+    idle = sum(not node.head and node.id not in of_ranks for node in plan.nodes)
+    parts += [f"{counted(idle, 'other node')} without ranks"] * bool(idle)
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """Nodes that are alike and stand together, with the processes of each."""
+
+    nodes: list[Node]
+    processes: list[list[ProcessSpec]]
+
+
+def _processes(plan: DeploymentPlan) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for label, rows in _rows(plan):
+        for text, row in itertools.zip_longest(label, rows, fillvalue=()):
+            table.add_row(text or "", *row)
+        table.add_section()
+    return table
+
+
+def _rows(plan: DeploymentPlan) -> Iterator[tuple[Sequence[str], Sequence[Cells]]]:
+    """The lines that name the nodes, and the rows beside them."""
+    here: dict[str, list[ProcessSpec]] = defaultdict(list)
+    for process in plan.processes:
+        here[process.node].append(process)
+    has_workers = {worker.node for process in plan.processes for worker in process.workers}
+    groups = {group.name: group for group in plan.groups}
+    used = [node for node in plan.nodes if node.head or node.id in has_workers]
+    for section in _sections(used, here, groups):
+        yield _label(section.nodes), list(_section_rows(section, groups))
+    idle = [node for node in plan.nodes if not node.head and node.id not in has_workers]
+    if len(idle) > MAX_IDLE:
+        names = ", ".join(node.id for node in idle[:MAX_IDLE])
+        yield (names, f"  and {len(idle) - MAX_IDLE} more"), [("none",)]
+        return
+    for node in idle:
+        yield _label([node]), [("none",)]
+
+
+def _sections(
+    nodes: Sequence[Node],
+    here: dict[str, list[ProcessSpec]],
+    groups: dict[str, PlacementGroup],
+) -> Iterator[_Section]:
+    def looks(node: Node) -> tuple[object, ...]:
+        shapes = [_engine(process, groups)[1:] for process in here[node.id]]
+        ours = [_kind(process) for process in here[node.id]]
+        return node.head, _hardware(node), ours, shapes
+
+    for _, run in itertools.groupby(nodes, key=looks):
+        alike = list(run)
+        size = len(alike) if len(alike) > MAX_ALIKE else 1
+        for start in range(0, len(alike), size):
+            members = alike[start : start + size]
+            yield _Section(members, [here[node.id] for node in members])
+
+
+def _section_rows(section: _Section, groups: dict[str, PlacementGroup]) -> Iterator[Cells]:
+    first, last = section.processes[0], section.processes[-1]
+    engines = [process for process in first if process.role is Role.engine]
+    for process in first:
+        if process.role is not Role.engine:
+            yield (process.name,)
+    if not first:
+        yield ("workers of other nodes' ranks",)
+    if len(section.nodes) == 1 and len(engines) <= MAX_RANKS:
+        for process in engines:
+            yield process.name, *_engine(process, groups)
+        return
+    if engines:
+        local, group, devices, threads = _engine(engines[0], groups)
+        if len(engines) > 1:
+            local = f"0 to {len(engines) - 1} of {len(engines)}"
+        name = f"{engines[0].name} to {last[-1].name}"
+        yield name, local, group, _all_devices(engines) or devices, threads
+
+
+def _label(nodes: Sequence[Node]) -> Sequence[str]:
+    """Lines: what it is, what it has."""
+    first, last = nodes[0], nodes[-1]
+    name = f"{first.id} (head)" if first.head and first.id != "head" else first.id
+    if len(nodes) == 1:
+        return f"{name} {first.address}", *(f"  {line}" for line in _hardware(first))
+    each = f"  {len(nodes)} nodes, each"
+    return f"{name} to {last.id}", each, *(f"  {line}" for line in _hardware(first))
+
+
+def _hardware(node: Node) -> tuple[str, str]:
+    memory = format_bytes(node.memory_bytes) if node.memory_bytes else "memory unknown"
+    gpus = counted(node.gpus, "GPU")
+    if node.gpus and node.gpu_memory_bytes:
+        gpus += f" of {format_bytes(node.gpu_memory_bytes)}"
+    return f"{counted(node.cpus, 'CPU')}, {memory}", gpus
+
+
+def _kind(process: ProcessSpec) -> tuple[Role, int | None]:
+    return process.role, process.local_rank
+
+
+def _engine(process: ProcessSpec, groups: dict[str, PlacementGroup]) -> Cells:
+    """Local rank, placement group, devices, threads; nothing for other processes."""
+    if not process.workers:
+        return ()
+    group = groups[process.workers[0].group]
+    resources = " ".join(f"{name}={count}" for name, count in group.bundles[0].resources.items())
+    bundles = f"{group.strategy} {len(group.bundles)} x {resources}"
+    on_nodes = Counter(bundle.node for bundle in group.bundles)
+    if len(on_nodes) > 1:
+        bundles += " on " + ", ".join(f"{node} ({count})" for node, count in on_nodes.items())
+    num_gpus = sum(bundle.resources.get("GPU", 0) for bundle in group.bundles)
+    return (
+        f"{process.local_rank} of {process.num_local_ranks}",
+        bundles,
+        _all_devices([process]) or (counted(num_gpus, "GPU") if num_gpus else "cpu"),
+        str(process.workers[0].num_threads),
+    )
+
+
+def _all_devices(processes: Sequence[ProcessSpec]) -> str:
+    """The GPU ids that are known before the start."""
+    devices = [device for each in processes for worker in each.workers for device in worker.devices]
+    if len(processes) > 1 and devices:
+        return f"cuda {devices[0]} to {devices[-1]}"
+    return "cuda " + ",".join(map(str, devices)) if devices else ""
+
+
+def _settings(plan: DeploymentPlan) -> Table:
+    settings, cache = plan.settings, plan.settings.cache
+    tokens = cache.num_blocks * cache.block_size
+    cache_bytes = tokens * settings.facts.kv_bytes_per_token(settings.dtype.value)
+    requests = counted(settings.max_num_seqs, "request")
+    weights = format_bytes(settings.facts.weight_bytes(settings.dtype.value))
+    listens = f"{settings.frontend.host}:{settings.frontend.port}"
+    if plan.ports:
+        listens += f", for other nodes ports {plan.ports[0]} to {plan.ports[1]}"
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in (
+        ("model", f"{settings.model_name}, {settings.facts.architecture}, weights {weights}"),
+        ("computes on", f"{settings.device.value} in {settings.dtype.value}"),
+        ("cache of a rank", f"{counted(tokens, 'token')}, {format_bytes(cache_bytes)}"),
+        ("max_model_len", str(settings.max_model_len)),
+        ("a step", f"{requests}, {counted(settings.max_num_batched_tokens, 'token')}"),
+        ("listens on", listens),
+        ("environment", " ".join(plan.passed_environment) or "nothing passed"),
+    ):
+        table.add_row(Text(name, style="dim"), value)
+    return table
