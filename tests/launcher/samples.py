@@ -8,11 +8,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from engine.model.facts import ModelFacts
-from launcher.cluster import Cluster, Node
+from launcher.cluster import Cluster, ClusterKind, Node
 from launcher.config import (
+    Action,
     AutoClusterOptions,
     LaunchConfig,
     MpOptions,
+    RayOptions,
+    Strategy,
     TopologyKind,
     TopologyOptions,
     register,
@@ -75,6 +78,33 @@ def config_of(**changes: Any) -> LaunchConfig:
             value = replace(getattr(config, section), **{name: value})
         config = replace(config, **{section or name: value})
     return config
+
+
+def on_ray(
+    topology: str, *, dp_local: int | None = None, strategy: str = "fill", **changes: Any
+) -> LaunchConfig:
+    """A config that is planned for Ray, with further changes as in `config_of`."""
+    options = TopologyOptions(
+        kind=TopologyKind[topology], dp_local=dp_local, strategy=Strategy[strategy]
+    )
+    changes = {"action": Action.plan, **changes}
+    return config_of(backend=RayOptions(), topology=options, **changes)
+
+
+def node(id: str, gpus: int = 0, **changes: Any) -> Node:
+    """A node with 96 CPUs, 512 GiB and GPUs of 80 GiB unless told otherwise."""
+    given = {
+        "head": id == "head",
+        "cpus": 96,
+        "memory_bytes": 512 * GIB,
+        "gpu_memory_bytes": 80 * GIB * (gpus > 0),
+    }
+    return Node(id=id, gpus=gpus, **(given | changes))
+
+
+def ray_cluster(*nodes: Node, **changes: Any) -> Cluster:
+    """Nodes of a real Ray cluster."""
+    return Cluster(nodes=nodes, **{"kind": ClusterKind.existing, **changes})
 
 
 def composed(*overrides: str) -> LaunchConfig:

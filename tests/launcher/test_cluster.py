@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.cluster import Cluster, Node
+from launcher.cluster import Cluster, ClusterKind, Node
 from launcher.errors import Refused
 from launcher.inventory import read_inventory
 from launcher.sizes import format_bytes, parse_bytes
@@ -47,6 +47,8 @@ nodes:
     memory_bytes: 1099511627776
     labels: {zone: a}
     in_use: {GPU: 2}
+can_add: [CPU]
+holders: {gpu-1: [training]}
 """
 
 
@@ -64,7 +66,10 @@ def test_an_inventory_is_a_cluster():
                 labels={"zone": "a"},
                 in_use={"GPU": 2},
             ),
-        )
+        ),
+        kind=ClusterKind.file,
+        can_add=("CPU",),
+        holders={"gpu-1": ("training",)},
     )
 
 
@@ -99,6 +104,11 @@ ONE_HEAD = "head: true on one node, an id of its own on each"
             "memory_bytes: 64GiB",
         ),
         ("nodes: [{id: a, gpus: -1}]", "F: node a: gpus must be at least 0: -1", "gpus: 0"),
+        (
+            "nodes: [{id: a, head: true}]\ncan_add: GPU",
+            "F: can_add: Expected `array`, got `str`",
+            EXAMPLE,
+        ),
         ("nodes: [{id: a}]", "F: exactly one node must be the head: none is", ONE_HEAD),
         (
             "nodes: [{id: a, head: true}, {id: a}]",

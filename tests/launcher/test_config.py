@@ -6,14 +6,18 @@ from engine.config import BalancerPolicy, ModelKind, ModelOptions, ProfileOption
 from launcher.config import (
     Action,
     AutoClusterOptions,
+    EmulatedClusterOptions,
     FileClusterOptions,
     MpOptions,
     PlanFormat,
+    RayOptions,
+    Strategy,
     TopologyKind,
 )
 from launcher.config_checks import check, without_effect
 from launcher.config_options import Catalogue, read_defaults, read_groups
 from launcher.errors import Refused
+from launcher.not_yet import not_yet
 from tests.launcher.samples import composed, config_of
 
 
@@ -39,13 +43,23 @@ NEEDED = {
     ("model", "path"): ["model.path=DIR"],
     ("model", "hub"): ["model.repo=OWNER/NAME"],
     ("cluster", "file"): ["cluster.path=FILE", "action=plan"],
+    ("cluster", "emulated"): ["backend=ray", "action=plan"],
+    ("backend", "ray"): ["action=plan"],
+    ("topology", "split"): ["action=plan"],
+    ("topology", "remote_only"): ["action=plan"],
+    ("topology", "auto"): ["action=plan"],
 }
 """Without which a choice is incomplete."""
 
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [(group, choice) for group in read_groups() for choice in read_groups()[group]],
+    [
+        (group, choice)
+        for group in read_groups()
+        for choice in read_groups()[group]
+        if choice != "existing"  # which cannot be looked at yet
+    ],
 )
 def test_every_choice_of_every_group_composes(group: str, choice: str):
     check(composed(Catalogue({}).written(group, choice), *NEEDED.get((group, choice), ())))
@@ -75,6 +89,31 @@ def test_a_group_with_choices_of_different_shape_gives_the_chosen_class():
     assert config.backend == MpOptions(start_deadline_s=20.0)
 
 
+@pytest.mark.parametrize("topology", ["split", "remote_only", "auto"])
+def test_a_topology_of_several_nodes_chooses_ray_unless_told_otherwise(topology: str):
+    config = composed(f"topology={topology}", "dp=4", "topology.strategy=spread")
+    assert config.topology.kind is TopologyKind[topology]
+    assert config.topology.strategy is Strategy.spread
+    assert isinstance(config.backend, RayOptions)
+    for typed in (["backend=mp", f"topology={topology}"], [f"topology={topology}", "backend=mp"]):
+        assert isinstance(composed(*typed).backend, MpOptions)
+    assert isinstance(composed("backend=ray").backend, RayOptions)
+
+
+def test_an_emulated_cluster_takes_its_sizes():
+    sizes = ["cluster.nodes=3", "cluster.gpus_per_node=2", "cluster.cpus_per_node=4"]
+    config = composed("action=plan", "cluster=emulated", "topology=split", *sizes)
+    assert config.cluster == EmulatedClusterOptions(nodes=3, gpus_per_node=2, cpus_per_node=4)
+    check(config)
+
+
+def test_a_cluster_named_by_the_environment_cannot_be_looked_at_yet():
+    config = composed("action=plan", "topology=auto")
+    check(config)
+    environment = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert [problem.override for problem in not_yet(config, environment)] == ["cluster=emulated"]
+
+
 REFUSED = [
     (["dp=0"], "dp must be at least 1: 0", "dp=1"),
     (["dp=5000"], "dp must be at most 4096: 5000", "dp=1"),
@@ -100,13 +139,89 @@ REFUSED = [
     ),
     (
         ["dp=4", "topology.dp_local=5"],
-        "topology.dp_local must be between 0 and dp (4): 5",
+        "topology.dp_local must be dp (4) with topology=head_only: 5",
         "topology.dp_local=4",
     ),
     (
         ["dp=4", "topology.dp_local=2"],
         "topology.dp_local must be dp (4) with topology=head_only: 2",
         "topology.dp_local=4",
+    ),
+    (
+        ["action=plan", "topology=split", "dp=4", "topology.dp_local=5"],
+        "topology.dp_local must be between 0 and dp (4): 5",
+        "topology.dp_local=4",
+    ),
+    (
+        ["action=plan", "topology=auto", "dp=4", "topology.dp_local=-1"],
+        "topology.dp_local must be between 0 and dp (4): -1",
+        "topology.dp_local=0",
+    ),
+    (
+        ["action=plan", "topology=remote_only", "dp=4", "topology.dp_local=2"],
+        "topology.dp_local must be 0 with topology=remote_only: 2",
+        "topology.dp_local=0",
+    ),
+    (
+        ["topology=split", "dp=4"],
+        "backend=ray can only be planned yet: action=serve",
+        "action=plan",
+    ),
+    (
+        ["backend=ray", "action=smoke"],
+        "backend=ray can only be planned yet: action=smoke",
+        "action=plan",
+    ),
+    (
+        ["action=plan", "topology=split", "backend=mp"],
+        "backend must be ray with topology=split, mp uses the head alone: mp",
+        "backend=ray",
+    ),
+    (
+        ["topology=auto", "backend=mp"],
+        "backend must be ray with topology=auto, mp uses the head alone: mp\n"
+        "backend=ray can only be planned yet: action=serve",
+        "backend=ray action=plan",
+    ),
+    (
+        ["action=plan", "cluster=emulated"],
+        "backend must be ray with cluster=emulated, mp uses this machine as it is: mp",
+        "backend=ray",
+    ),
+    (
+        ["action=plan", "cluster=existing", "topology=auto"],
+        "cluster=existing cannot be looked at yet",
+        "cluster=emulated",
+    ),
+    (
+        ["action=plan", "topology=auto", "backend.address=10.0.0.1:6379"],
+        "a running Ray cluster cannot be looked at yet: 10.0.0.1:6379",
+        "cluster=emulated",
+    ),
+    (
+        ["ports=many"],
+        "ports must be ephemeral, or a range such as 40000-40031: many",
+        "ports=ephemeral",
+    ),
+    (
+        ["ports=40010-40000"],
+        "ports must be ephemeral, or a range such as 40000-40031: 40010-40000",
+        "ports=ephemeral",
+    ),
+    (
+        ["ports=65530-65532", "frontend.count=2"],
+        "ports must hold 6 ports with frontend.count=2: 65530-65532",
+        "ports=65530-65535",
+    ),
+    (
+        ["ports=8000-8009"],
+        "frontend.port must not be one of ports (8000-8009): 8000",
+        "frontend.port=7999",
+    ),
+    (
+        ["action=plan", "topology=split", "cluster=emulated", "cluster.nodes=0"],
+        "cluster.nodes must be at least 1: 0",
+        "cluster.nodes=1",
     ),
     (
         ["profile.max_num_batched_tokens=64"],
@@ -181,4 +296,15 @@ def test_options_that_nothing_reads_are_named():
         "plan.format=json has no effect without action=plan",
     ]
     assert without_effect(composed("model=tiny", "model.seed=3")) == []
+
+
+def test_options_of_placement_that_nothing_reads_are_named():
+    config = composed("topology.strategy=spread", "ports=40000-40009")
+    assert without_effect(config) == [
+        "topology.strategy=spread has no effect with topology=head_only",
+        "ports=40000-40009 has no effect with backend=mp",
+    ]
+    config = composed("action=plan", "topology=auto", "cluster=emulated", "backend.address=a:1")
+    assert without_effect(config) == ["backend.address=a:1 has no effect with cluster=emulated"]
+    assert without_effect(composed("action=plan", "topology=split", "ports=40000-40009")) == []
     assert without_effect(composed("action=plan", "plan.format=json")) == []

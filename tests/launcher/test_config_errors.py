@@ -12,6 +12,8 @@ WRITTEN = "an override is written key=value, such as dp=2"
 
 NO_MODEL = "model must be one of dummy, hub, path, smollm2_135m, tiny"
 
+NO_TOPOLOGY = "topology must be one of auto, head_only, remote_only, split"
+
 MISTAKES = [
     # Names that are nearly right.
     ("dpp=2", "there is no option dpp: dpp=2", "dp=2"),
@@ -38,9 +40,19 @@ MISTAKES = [
         "profile.max_num_seqs=3",
     ),
     # Choices.
-    ("topology=head_onyl", "topology must be one of head_only: head_onyl", "topology=head_only"),
-    ("topology=split", "topology must be one of head_only: split", "topology=head_only"),
-    ("backend=ray", "backend must be one of mp: ray", "backend=mp"),
+    ("topology=head_onyl", f"{NO_TOPOLOGY}: head_onyl", "topology=head_only"),
+    ("topology=spilt", f"{NO_TOPOLOGY}: spilt", "topology=split"),
+    ("backend=rya", "backend must be one of mp, ray: rya", "backend=ray"),
+    (
+        "backend.grow_deadline_s=3",
+        "backend.grow_deadline_s is no option of backend=mp: backend.grow_deadline_s=3",
+        "backend=ray backend.grow_deadline_s=3",
+    ),
+    (
+        "cluster.nodes=3",
+        "cluster.nodes is no option of cluster=auto: cluster.nodes=3",
+        "cluster=emulated cluster.nodes=3",
+    ),
     (
         "model=tinny",
         "model must be one of dummy, hub, path, smollm2_135m, tiny: tinny",
@@ -180,8 +192,18 @@ def test_a_mistake(flotilla, argument: str, message: str, hint: str):
     sorted({row[2] for row in MISTAKES if all("=" in each for each in shlex.split(row[2]))}),
 )
 def test_hints_work(hint: str):
-    more = ["action=plan"] * hint.startswith("cluster=file")
-    check(composed(*shlex.split(hint), *more))
+    more = {
+        "cluster=file": ["action=plan"],
+        "cluster=emulated": ["action=plan", "backend=ray"],
+        "backend=ray": ["action=plan"],
+        "topology=split": ["action=plan"],
+    }
+    check(composed(*shlex.split(hint), *more.get(hint.partition(" ")[0], ())))
+
+
+def test_a_topology_brings_the_options_of_its_backend(flotilla):
+    code, _, err = flotilla("topology=split", "backend.addres=10.0.0.1:6379")
+    assert (code, err.splitlines()[-1]) == (2, "hint: backend.address=10.0.0.1:6379")
 
 
 @pytest.mark.parametrize("directory", ["weights", "owner/name"])
@@ -197,7 +219,7 @@ def test_all_mistakes_are_named_at_once(flotilla):
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "there is no option dpp: dpp=2",
-        "topology must be one of head_only: x",
+        f"{NO_TOPOLOGY}: x",
         "there is no option dtyp: dtyp=bf16",
         "drain_s must be a number: long",
         "hint: dp=2 topology=head_only engine.dtype=bfloat16 drain_s=30.0",

@@ -51,7 +51,8 @@ def launcher(tmp_path: Path, environment: dict[str, str]):
         (["dpp=2"], "there is no option dpp: dpp=2\nhint: dp=2\n"),
         (
             ["topology=head_onyl"],
-            "topology must be one of head_only: head_onyl\nhint: topology=head_only\n",
+            "topology must be one of auto, head_only, remote_only, split: head_onyl\n"
+            "hint: topology=head_only\n",
         ),
         (["dp=two"], "dp must be a whole number: two\nhint: dp=1\n"),
         (["+foo=1"], "there is no option foo: +foo=1\n"
@@ -100,12 +101,23 @@ def test_an_inventory_can_be_planned(launcher, tmp_path: Path):
     done = launcher(*arguments, "action=plan", "dp=2")
     assert done.returncode == 2
     assert done.stderr == (
-        "dp=2 tp=1 engine.device=cuda needs 2 GPUs with topology=head_only:"
-        " a has 1 of 1 free, 1 too few\nhint: dp=1, or engine.device=cpu\n"
+        "dp=2 tp=1 topology=head_only engine.device=cuda does not fit: room for 1 of 2 ranks on the"
+        " head; a rank takes 1 GPU\n    a: 1 GPU: room for 1 rank\n"
+        "hint: dp=1, or engine.device=cpu\n"
     )
     assert launcher(*arguments).stderr == (
         "cluster=file is an inventory to plan for, it cannot run: action=serve\nhint: action=plan\n"
     )
+
+
+def test_a_plan_for_emulated_nodes_starts_nothing(launcher):
+    nodes = ["cluster=emulated", "cluster.nodes=3", "cluster.cpus_per_node=1"]
+    done = launcher("action=plan", "model=tiny", "topology=split", "dp=4", *nodes)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 ranks on the head, 2 ranks on 2 other nodes\n" in done.stdout
+    done = launcher("model=tiny", "topology=split", "dp=4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "backend=ray can only be planned yet: action=serve\nhint: action=plan\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]):

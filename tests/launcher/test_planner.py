@@ -145,16 +145,17 @@ def test_workers_that_cannot_share_the_heads_are_a_warning():
 def test_too_few_gpus_are_refused_with_what_fits():
     message, hint = refusal(config_of(dp=4), SMOLLM2, gpu_head(3))
     assert message == (
-        "dp=4 tp=1 engine.device=auto needs 4 GPUs with topology=head_only:"
-        " head has 3 of 3 free, 1 too few"
+        "dp=4 tp=1 topology=head_only engine.device=auto does not fit:"
+        " room for 3 of 4 ranks on the head; a rank takes 1 GPU\n"
+        "    head: 3 GPUs: room for 3 ranks"
     )
     assert hint == "dp=3, or engine.device=cpu"
 
 
 def test_fewer_workers_are_offered_too():
     message, hint = refusal(config_of(dp=3, tp=2), LLAMA_8B, gpu_head(4, in_use={"GPU": 1}))
-    assert "needs 6 GPUs" in message
-    assert "head has 3 of 4 free, 3 too few" in message
+    assert "room for 1 of 3 ranks on the head; a rank takes 2 GPUs on one node" in message
+    assert "head: 4 GPUs, 1 in use by other work: room for 1 rank" in message
     assert hint == "dp=1, or tp=1"  # 32 GiB of memory: no three ranks of 15 GiB without GPUs
 
 
@@ -166,12 +167,12 @@ def test_ranks_on_the_head_are_mended_with_the_ranks():
 def test_gpus_that_the_topology_does_not_use_are_named():
     message, hint = refusal(config_of(engine__device=Device.cuda), SMOLLM2, INVENTORY)
     assert message == (
-        "dp=1 tp=1 engine.device=cuda needs 1 GPU with topology=head_only:"
-        " head has 0 of 0 free, 1 too few;"
-        " gpu-1 has 8 of 8 free, not used by topology=head_only;"
-        " gpu-2 has 8 of 8 free, not used by topology=head_only"
+        "dp=1 tp=1 topology=head_only engine.device=cuda does not fit:"
+        " room for 0 of 1 rank on the head; a rank takes 1 GPU\n"
+        "    head: no GPU: lacks 1 GPU for a rank\n"
+        "    gpu-1, gpu-2: 8 GPUs: not used by topology=head_only"
     )
-    assert hint == "engine.device=cpu"
+    assert hint == "topology=auto backend=ray, or engine.device=cpu"
 
 
 # Cache and memory

@@ -1,14 +1,23 @@
 """What is found out about the world before planning."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from engine.config import ModelKind, ModelOptions
-from launcher.config import Action, FileClusterOptions, HeadOptions, LaunchConfig
+from launcher.cluster import ClusterKind
+from launcher.config import (
+    Action,
+    EmulatedClusterOptions,
+    FileClusterOptions,
+    HeadOptions,
+    LaunchConfig,
+)
 from launcher.errors import Refused
 from launcher.resolve import find_cluster, passed_environment, resolve
-from tests.launcher.samples import config_of
+from launcher.this_machine import interface_addresses
+from tests.launcher.samples import config_of, on_ray
 
 
 def with_inventory(path: Path | str, **changes: object) -> LaunchConfig:
@@ -40,7 +49,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path):
     assert "model.path=DIR" in refused.value.hint
 
 
-@pytest.mark.parametrize("address", [None, "localhost", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("address", [None, "localhost", "127.0.0.1", "::1", socket.gethostname()])
 def test_all_names_of_this_machine_mean_the_head(address: str | None):
     cluster = find_cluster(config_of(head=HeadOptions(address=address)))
     assert cluster.head.address == "127.0.0.1"
@@ -48,9 +57,25 @@ def test_all_names_of_this_machine_mean_the_head(address: str | None):
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "é..é"])
 def test_the_head_of_one_machine_is_this_machine(address: str):
-    with pytest.raises(Refused, match=f"head.address must mean this machine: {address}") as refused:
+    with pytest.raises(Refused, match=rf"must mean the head .*: {address}") as refused:
         find_cluster(config_of(head=HeadOptions(address=address)))
-    assert refused.value.hint == "head.address=localhost"
+    assert refused.value.hint == "head.address=127.0.0.1"
+
+
+def test_a_network_interface_has_the_address():
+    interface, address = next(iter(interface_addresses().items()))
+    config = config_of(head=HeadOptions(interface=interface))
+    assert find_cluster(config).head.address == address
+
+
+def test_ray_gets_as_many_emulated_nodes_as_the_topology_needs():
+    cluster = find_cluster(on_ray("split", dp=4))
+    assert [node.id for node in cluster.nodes] == ["head", "node-1"]
+    assert [node.id for node in find_cluster(on_ray("auto", dp=4)).nodes] == ["head"]
+    three = EmulatedClusterOptions(nodes=3, cpus_per_node=7)
+    cluster = find_cluster(on_ray("auto", cluster=three))
+    assert [node.cpus for node in cluster.nodes] == [7, 7, 7]
+    assert cluster.kind is ClusterKind.emulated
 
 
 def test_an_inventory_file(tmp_path: Path):
