@@ -80,7 +80,8 @@ def _rows(plan: DeploymentPlan) -> Iterator[tuple[Sequence[str], Sequence[Cells]
     """The lines that name the nodes, and the rows beside them."""
     here: dict[str, list[ProcessSpec]] = defaultdict(list)
     for process in plan.processes:
-        here[process.node].append(process)
+        for node_id in dict.fromkeys((process.node, *(each.node for each in process.workers))):
+            here[node_id].append(process)
     has_workers = {worker.node for process in plan.processes for worker in process.workers}
     groups = {group.name: group for group in plan.groups}
     used = [node for node in plan.nodes if node.head or node.id in has_workers]
@@ -101,9 +102,8 @@ def _sections(
     groups: dict[str, PlacementGroup],
 ) -> Iterator[_Section]:
     def looks(node: Node) -> tuple[object, ...]:
-        shapes = [_engine(process, groups)[1:] for process in here[node.id]]
-        ours = [_kind(process) for process in here[node.id]]
-        return node.head, _hardware(node), ours, shapes
+        shapes = [_cells(process, node, groups)[1:] for process in here[node.id]]
+        return node.head, _hardware(node), shapes
 
     for _, run in itertools.groupby(nodes, key=looks):
         alike = list(run)
@@ -114,23 +114,21 @@ def _sections(
 
 
 def _section_rows(section: _Section, groups: dict[str, PlacementGroup]) -> Iterator[Cells]:
-    first, last = section.processes[0], section.processes[-1]
-    engines = [process for process in first if process.role is Role.engine]
-    for process in first:
+    node, processes = section.nodes[0], section.processes[0]
+    engines = [process for process in processes if process.role is Role.engine]
+    num_own = sum(process.node == node.id for process in engines)
+    if len(section.nodes) == 1 and len(engines) <= MAX_RANKS or num_own < len(engines):
+        yield from (_cells(process, node, groups) for process in processes)
+        return
+    for process in processes:
         if process.role is not Role.engine:
             yield (process.name,)
-    if not first:
-        yield ("workers of other nodes' ranks",)
-    if len(section.nodes) == 1 and len(engines) <= MAX_RANKS:
-        for process in engines:
-            yield process.name, *_engine(process, groups)
-        return
     if engines:
-        local, group, devices, threads = _engine(engines[0], groups)
+        _, local, group, devices, threads = _cells(engines[0], node, groups)
         if len(engines) > 1:
             local = f"0 to {len(engines) - 1} of {len(engines)}"
-        name = f"{engines[0].name} to {last[-1].name}"
-        yield name, local, group, _all_devices(engines) or devices, threads
+        name = f"{engines[0].name} to {section.processes[-1][-1].name}"
+        yield name, local, group, _ids(engines, node) or devices, threads
 
 
 def _label(nodes: Sequence[Node]) -> Sequence[str]:
@@ -151,32 +149,31 @@ def _hardware(node: Node) -> tuple[str, str]:
     return f"{counted(node.cpus, 'CPU')}, {memory}", gpus
 
 
-def _kind(process: ProcessSpec) -> tuple[Role, int | None]:
-    return process.role, process.local_rank
-
-
-def _engine(process: ProcessSpec, groups: dict[str, PlacementGroup]) -> Cells:
-    """Local rank, placement group, devices, threads; nothing for other processes."""
+def _cells(process: ProcessSpec, node: Node, groups: dict[str, PlacementGroup]) -> Cells:
+    """Name and, of engines, local rank, placement group, devices on the node, threads."""
     if not process.workers:
-        return ()
+        return (process.name,)
     group = groups[process.workers[0].group]
-    resources = " ".join(f"{name}={count}" for name, count in group.bundles[0].resources.items())
-    bundles = f"{group.strategy} {len(group.bundles)} x {resources}"
-    on_nodes = Counter(bundle.node for bundle in group.bundles)
-    if len(on_nodes) > 1:
-        bundles += " on " + ", ".join(f"{node} ({count})" for node, count in on_nodes.items())
-    num_gpus = sum(bundle.resources.get("GPU", 0) for bundle in group.bundles)
+    bundles = [bundle for bundle in group.bundles if bundle.node == node.id]
+    resources = " ".join(f"{name}={count}" for name, count in bundles[0].resources.items())
+    local = f"{process.local_rank} of {process.num_local_ranks}"
+    if len(bundles) < len(group.bundles):
+        share = f"{len(bundles)} of {counted(len(group.bundles), 'worker')}"
+        local = f"{local}, {share}" if process.node == node.id else share
+    num_gpus = sum(bundle.resources.get("GPU", 0) for bundle in bundles)
     return (
-        f"{process.local_rank} of {process.num_local_ranks}",
-        bundles,
-        _all_devices([process]) or (counted(num_gpus, "GPU") if num_gpus else "cpu"),
-        str(process.workers[0].num_threads),
+        process.name,
+        local,
+        f"{group.strategy} {len(group.bundles)} x {resources}",
+        _ids([process], node) or (counted(num_gpus, "GPU") if num_gpus else "cpu"),
+        str(next(each.num_threads for each in process.workers if each.node == node.id)),
     )
 
 
-def _all_devices(processes: Sequence[ProcessSpec]) -> str:
+def _ids(processes: Sequence[ProcessSpec], node: Node) -> str:
     """The GPU ids that are known before the start."""
-    devices = [device for each in processes for worker in each.workers for device in worker.devices]
+    workers = [each for process in processes for each in process.workers if each.node == node.id]
+    devices = [device for worker in workers for device in worker.devices]
     if len(processes) > 1 and devices:
         return f"cuda {devices[0]} to {devices[-1]}"
     return "cuda " + ",".join(map(str, devices)) if devices else ""
