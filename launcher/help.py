@@ -10,6 +10,7 @@ from launcher.config_options import Catalogue, Option, read_meaning
 EXAMPLES = {
     "dp=2 frontend.port=9000": "two engines behind one port",
     "model=path model.path=DIR": "a Hugging Face directory of the Llama family",
+    "action=plan dp=4 topology=split": "half of the ranks beside the head, half elsewhere",
     "action=plan dp=4 plan.format=json": "what would run where; starts nothing",
 }
 _GAP = 2

@@ -18,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(UPDATE, action="store_true", help="write the golden files anew")
 
 
+@pytest.fixture(autouse=True)
+def no_cluster_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests plan for does not depend on where they run."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 @pytest.fixture
 def assert_golden(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
     """Compares a text with a golden file."""

@@ -202,7 +202,7 @@ def test_hints_work(hint: str):
 
 
 def test_a_topology_brings_the_options_of_its_backend(flotilla):
-    code, _, err = flotilla("topology=split", "backend.addres=10.0.0.1:6379")
+    code, _, err = flotilla("topology=split", "backend.addr=10.0.0.1:6379")
     assert (code, err.splitlines()[-1]) == (2, "hint: backend.address=10.0.0.1:6379")
 
 
