@@ -14,7 +14,7 @@ import msgspec
 
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
-from engine.lifeline import frame
+from engine.lifeline import FAREWELL, frame
 from launcher.errors import StartFailed
 from launcher.executors.base import Exit
 from launcher.executors.listening import listen, url
@@ -77,6 +77,9 @@ class MpExecutor:
     async def stop(self, grace_s: float) -> None:
         for child in self._children.values():
             if child.lifeline >= 0:
+                os.set_blocking(child.lifeline, False)
+                with contextlib.suppress(OSError):  # it is gone, or has not read what it is to be
+                    os.write(child.lifeline, FAREWELL)
                 os.close(child.lifeline)
                 child.lifeline = -1
         if self._trimmer is not None:

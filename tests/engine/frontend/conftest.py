@@ -71,8 +71,9 @@ class RunningFrontEnd:
         assert not self._thread.is_alive()
 
     def wait_until_ready(self) -> None:
-        """Waits until every rank takes requests."""
+        """Waits until every rank takes requests, and the deployment knows it."""
         self.wait_for_readiness(lambda body: body["ready"])
+        self.deployment.wait(lambda seen: Phase.ready in seen.phases)
 
     def wait_for_readiness(self, found: Callable[[dict[str, Any]], bool]) -> None:
         """Asks /ready until the body is as it should be."""
