@@ -108,12 +108,9 @@ CASE = Case(64, 3, 2, 16, 2, 1.0, [[1], [16], [40, 24], [33, 1, 1, 70]], seed=1)
 
 def steps(chunks: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, int, int]]]:
     """(sequence, start, length) of each step's chunks: every sequence goes on while it can."""
+    numbered = list(enumerate(chunks))
     for step in range(max(map(len, chunks))):
-        yield [
-            (index, sum(lengths[:step]), lengths[step])
-            for index, lengths in enumerate(chunks)
-            if step < len(lengths)
-        ]
+        yield [(i, sum(have[:step]), have[step]) for i, have in numbered if step < len(have)]
 
 
 def attend(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -26,13 +27,27 @@ QUICK = ("-O0",)
 """Flags of a build that is only looked at."""
 PLAIN = PATHS[-1]
 CPU = torch.device("cpu")
+OLD_COMPILER = """#!/bin/sh
+case " $* " in *" {flag} "*) echo "gcc: error: unknown: {flag}" >&2; exit 1;; esac
+exec {gcc} "$@"
+"""
+BUILD_AND_LOAD = """
+import sys
+import torch
+from engine.model.kernels.library import best_library
+print("ready", flush=True)
+sys.stdin.readline()
+print(best_library(torch.float32).path_name)
+"""
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; the directory that will hold the kernels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "flotilla" / "kernels"
+    base = tmp_path / "cache"
+    base.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+    return base / "flotilla" / "kernels"
 
 
 @pytest.fixture
@@ -74,19 +89,23 @@ def test_nobody_else_can_write_a_library_whatever_the_umask(cache, umask):
     finally:
         os.umask(before)
     assert mode(file) == 0o600
-    assert mode(file.parent) == mode(file.parent.parent) == 0o700
+    assert [mode(directory) for directory in file.parents[:3]] == [0o700] * 3
 
 
-@pytest.mark.parametrize("number", [0, 1, 2], ids=["file", "directory", "directory-above"])
-def test_what_others_can_write_is_not_loaded(cache, number):
+def test_what_others_can_write_is_not_loaded(cache):
     file = build(PLAIN, QUICK)
-    path = (file, *file.parents)[number]
-    path.chmod(mode(path) | 0o020)
-    with pytest.raises(KernelError, match=f"others than this user can write {path},") as error:
-        build(PLAIN, QUICK)
-    assert "chmod go-w" in error.value.hint
-    path.chmod(mode(path) & ~0o020)
-    assert build(PLAIN, QUICK) == file
+    base = cache.parent.parent
+    forbidden = [(path, 0o020) for path in (file, file.parent, cache, cache.parent)]
+    for path, bit in [*forbidden, (base, 0o002)]:
+        before = mode(path)
+        path.chmod(before | bit)
+        with pytest.raises(KernelError, match=f"others than this user can write {path},") as error:
+            build(PLAIN, QUICK)
+        assert f"chmod go-w {path}" in error.value.hint
+        path.chmod(before)
+    for usual in (0o770, 0o1777):  # of a group, and of all like /tmp
+        base.chmod(usual)
+        assert build(PLAIN, QUICK) == file
 
 
 def test_a_truncated_library_is_built_anew(cache):
@@ -95,16 +114,6 @@ def test_a_truncated_library_is_built_anew(cache):
     os.truncate(file, len(whole) // 2)
     assert build(PLAIN, QUICK) == file
     assert file.stat().st_size == len(whole)
-
-
-BUILD_AND_LOAD = """
-import sys
-import torch
-from engine.model.kernels.library import best_library
-print("ready", flush=True)
-sys.stdin.readline()
-print(best_library(torch.float32).path_name)
-"""
 
 
 def test_two_processes_that_build_at_once_both_load_the_library(cache):
@@ -150,7 +159,7 @@ def test_the_first_error_is_shown_not_how_the_compiler_came_there(cache):
 
 
 def test_a_cache_that_cannot_be_made_is_said_to_be_so(cache):
-    cache.parent.parent.write_text("in its place")
+    cache.parent.write_text("in its place")
     with pytest.raises(KernelError, match="cannot write the cache") as error:
         build(PLAIN, QUICK)
     assert "XDG_CACHE_HOME" in error.value.hint
@@ -176,6 +185,23 @@ def test_without_a_compiler_torch_does_the_work_and_one_warning_says_so(caplog):
 def test_without_a_compiler_native_kernels_are_refused():
     with pytest.raises(KernelError, match="neither gcc nor cc"):
         make_operators(dummy_settings(kernels=Kernels.native), torch.float32, CPU, 1)
+
+
+def test_what_an_old_compiler_does_not_know_is_done_without(cache, tmp_path, monkeypatch, caplog):
+    best, *others = usable_paths()
+    if not others:
+        pytest.skip("there is but one path here")
+    script = tmp_path / "bin" / "gcc"
+    script.parent.mkdir()
+    script.write_text(OLD_COMPILER.format(flag=best.flags[-1], gcc=shutil.which("gcc")))
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    library_module._open.cache_clear()
+    operators = make_operators(dummy_settings(kernels=Kernels.native), torch.float32, CPU, 1)
+    assert operators.name == f"native ({others[0].name})"
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"no kernels for {best.name}: " in record.getMessage()
+    assert f"unknown: {best.flags[-1]}" in record.getMessage()
 
 
 @pytest.mark.parametrize("kernels", [Kernels.auto, Kernels.native])

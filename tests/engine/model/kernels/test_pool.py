@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,6 @@ INPUTS = torch.randn(7, 10, 10, generator=torch.Generator().manual_seed(1))
 SOURCES = Path(engine.model.kernels.__file__).parent
 RACES = """
 #include <stdio.h>
-#include "vectors.h"
 #include "pool.h"
 
 enum { THREADS = 4, JOBS = 100000, ITEMS = 13 };
@@ -51,7 +51,7 @@ int main(void)
     for (int64_t number = 0; number < JOBS; number++) {
         struct job job = {.number = number, .by_thread = by_thread};
         const int64_t num_items = number % (ITEMS + 1);
-        if (number % 1000 == 0) /* all are to be woken */
+        if (number % 1000 == 0) /* all sleep: some are woken */
             while (atomic_load(&pool->num_sleeping) < THREADS - 1)
                 sched_yield();
         run(pool, do_item, &job, num_items);
@@ -65,6 +65,16 @@ int main(void)
     printf("%d wrong, %d lost\\n", (int)wrong, (int)expected);
     return wrong || expected;
 }
+"""
+FORK = """
+import os
+import sys
+import torch
+from engine.model.kernels.library import Team, best_library
+team = Team(best_library(torch.float32), 3)
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
@@ -120,6 +130,11 @@ def test_the_threads_of_a_team_end_with_it(library):
     while threads() & started:  # joined, but the system may still list them
         assert time.monotonic() < deadline
         os.sched_yield()
+
+
+def test_a_forked_process_ends_although_it_has_no_such_threads():
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    assert subprocess.run(command, timeout=DEADLINE_S, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("num_threads", [0, 1025])
