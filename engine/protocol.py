@@ -8,6 +8,7 @@ only ever appended, with defaults. Who talks to whom:
     everybody  --ToCoordinator-->  coordinator    (DEALER, ROUTER bound by the coordinator)
     coordinator --FromCoordinator--> one process  (the same sockets, answers)
     coordinator --Membership-->    everybody      (XPUB bound by the coordinator, SUB)
+    coordinator --Loads, MetricsSnapshot--> front ends  (the same sockets; a topic each)
 """
 
 from enum import Enum
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine.config import ProcessSpec, Role
+from engine.metrics import MetricValue
 from engine.sampling import SamplingParams
 
 
@@ -143,6 +145,44 @@ class Heartbeat(Message, frozen=True):
     """Requests waiting or running: work."""
 
 
+class RankLoad(msgspec.Struct, frozen=True, array_like=True):
+    """What one rank has to do."""
+
+    rank: int
+    incarnation: int
+    num_waiting: int
+    num_running: int
+    waiting_tokens: int
+    """Prompt tokens that are still to be prefilled, of waiting and running requests."""
+    output_tokens: int
+    """Tokens still to be produced, each request's counted as far as the load balancer looks."""
+    kv_usage: float
+    """Part of the cache's blocks in use by requests, 0 to 1."""
+    step_s: float
+    """How long a step takes: moving average."""
+    age_s: float = 0.0
+    """Seconds since the rank reported this; the coordinator fills it in."""
+
+
+class LoadReport(Message, frozen=True):
+    """A rank's load has changed; sent at most every `coordinator.interval_s`."""
+
+    name: str
+    load: RankLoad
+
+
+class MetricsReport(Message, frozen=True):
+    """All metrics of one process; each report replaces the one before."""
+
+    name: str
+    incarnation: int
+    role: Role
+    rank: int | None
+    values: list[MetricValue]
+    age_s: float = 0.0
+    """Seconds since the process reported this; the coordinator fills it in."""
+
+
 class Drained(Message, frozen=True):
     """A front end has no request in flight any more, and takes none."""
 
@@ -175,7 +215,16 @@ class GetPlan(Message, frozen=True):
 
 
 ToCoordinator = (
-    Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
+    Register
+    | PhaseEntered
+    | Heartbeat
+    | LoadReport
+    | MetricsReport
+    | Drained
+    | ApplyPlan
+    | ProcessExited
+    | BeginDrain
+    | GetPlan
 )
 
 # --- coordinator to everybody ---
@@ -235,6 +284,24 @@ class Membership(Message, frozen=True):
     """Differences between plan and registrations, one sentence each."""
 
 
+class Loads(Message, frozen=True):
+    """The load of every rank that has reported one, whole."""
+
+    epoch: int
+    """Membership epoch that it belongs to."""
+    ranks: list[RankLoad]
+
+
+class MetricsSnapshot(Message, frozen=True):
+    """The last report of every process, the coordinator's own among them."""
+
+    processes: list[MetricsReport]
+
+
+Published = Membership | Loads | MetricsSnapshot
+"""What the coordinator publishes, each under its topic."""
+MEMBERSHIP_TOPIC, LOADS_TOPIC, METRICS_TOPIC = b"membership", b"loads", b"metrics"
+
 FromCoordinator = Registered | RegisterAgain | PlanAnswer
 
 ENCODER = msgspec.msgpack.Encoder()
@@ -242,7 +309,7 @@ TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)
 ENGINE_OUTPUTS = msgspec.msgpack.Decoder(EngineOutputs)
 TO_COORDINATOR = msgspec.msgpack.Decoder(ToCoordinator)
 FROM_COORDINATOR = msgspec.msgpack.Decoder(FromCoordinator)
-MEMBERSHIP = msgspec.msgpack.Decoder(Membership)
+PUBLISHED = msgspec.msgpack.Decoder(Published)
 
 
 def engine_identity(rank: int, incarnation: int) -> bytes:
