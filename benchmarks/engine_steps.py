@@ -24,8 +24,10 @@ from engine.config import (
     FrontendOptions,
     HealthOptions,
     Kernels,
+    LogOptions,
     ModelKind,
     ModelOptions,
+    RestartOptions,
     Settings,
 )
 from engine.core.engine_core import EngineCore
@@ -71,6 +73,8 @@ def _make_core(args: argparse.Namespace) -> EngineCore:
         balancer=BalancerOptions(),
         health=HealthOptions(),
         coordinator=CoordinatorOptions(),
+        restart=RestartOptions(),
+        log=LogOptions(),
         drain_s=0,
     )
     runner = TorchRunner(settings, args.directory, device_id=0, num_threads=args.threads)

@@ -7,8 +7,7 @@ only ever appended, with defaults. Who talks to whom:
     engine core --EngineOutputs--> front end      (PUSH, PULL bound by the front end)
     everybody  --ToCoordinator-->  coordinator    (DEALER, ROUTER bound by the coordinator)
     coordinator --FromCoordinator--> one process  (the same sockets, answers)
-    coordinator --Membership-->    everybody      (XPUB bound by the coordinator, SUB)
-    coordinator --Loads, MetricsSnapshot--> front ends  (the same sockets; a topic each)
+    coordinator --Published-->     everybody      (XPUB bound by the coordinator, SUB; a topic each)
 """
 
 from enum import Enum
@@ -19,6 +18,14 @@ import msgspec
 from engine.config import ProcessSpec, Role
 from engine.metrics import MetricValue
 from engine.sampling import SamplingParams
+
+OUTPUT_HORIZON = 256
+"""Output tokens of one request that count as work. `max_tokens` is a limit that few requests reach
+and that clients often leave at the whole context: without a cap one such request would outweigh a
+hundred others that will run as long.
+"""
+LAUNCHER = "launcher"
+"""Name in the launcher's heartbeats, which only ask whether the coordinator has the plan."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -74,6 +81,8 @@ class AddRequest(Message, frozen=True):
     """Unique for one incarnation of one front end."""
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    external_id: str = ""
+    """`X-Request-Id`, for log lines."""
 
 
 class AbortRequests(Message, frozen=True):
@@ -126,6 +135,9 @@ class Register(Message, frozen=True):
     endpoints: dict[str, str]
     """What it binds: a front end's `requests` and `outputs`."""
     versions: dict[str, str]
+    phase: Phase = Phase.importing
+    """What it does: told again to a restarted coordinator."""
+    remark: str = ""
 
 
 class PhaseEntered(Message, frozen=True):
@@ -145,7 +157,7 @@ class Heartbeat(Message, frozen=True):
     """Requests waiting or running: work."""
 
 
-class RankLoad(msgspec.Struct, frozen=True, array_like=True):
+class RankLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one rank has to do."""
 
     rank: int
@@ -155,13 +167,13 @@ class RankLoad(msgspec.Struct, frozen=True, array_like=True):
     waiting_tokens: int
     """Prompt tokens that are still to be prefilled, of waiting and running requests."""
     output_tokens: int
-    """Tokens still to be produced, each request's counted as far as the load balancer looks."""
+    """Tokens still to be produced, of each request at most `OUTPUT_HORIZON`."""
     kv_usage: float
     """Part of the cache's blocks in use by requests, 0 to 1."""
     step_s: float
     """How long a step takes: moving average."""
     age_s: float = 0.0
-    """Seconds since the rank reported this; the coordinator fills it in."""
+    """Seconds since the rank was heard to have this load; the coordinator fills it in."""
 
 
 class LoadReport(Message, frozen=True):
@@ -196,6 +208,10 @@ class ApplyPlan(Message, frozen=True):
     processes: list[ProcessSpec]
     plan: msgspec.Raw
     """The DeploymentPlan, msgpack; kept for `GET /plan`, never read."""
+    state: DeploymentState = DeploymentState.serving
+    """Draining: no new requests are wanted."""
+    incarnations: dict[str, int] = {}
+    """Of every process that is there, for a coordinator that is started again."""
 
 
 class ProcessExited(Message, frozen=True):
@@ -204,10 +220,6 @@ class ProcessExited(Message, frozen=True):
     name: str
     incarnation: int
     reason: str
-
-
-class BeginDrain(Message, frozen=True):
-    """The launcher wants no new requests."""
 
 
 class GetPlan(Message, frozen=True):
@@ -223,7 +235,6 @@ ToCoordinator = (
     | Drained
     | ApplyPlan
     | ProcessExited
-    | BeginDrain
     | GetPlan
 )
 
@@ -301,6 +312,10 @@ class MetricsSnapshot(Message, frozen=True):
 Published = Membership | Loads | MetricsSnapshot
 """What the coordinator publishes, each under its topic."""
 MEMBERSHIP_TOPIC, LOADS_TOPIC, METRICS_TOPIC = b"membership", b"loads", b"metrics"
+FRONTENDS_TOPIC = b"frontends"
+"""For engine cores: the membership less the other engine cores, unless they are lost. With a
+thousand ranks, telling each of all others would be most of what the coordinator does.
+"""
 
 FromCoordinator = Registered | RegisterAgain | PlanAnswer
 

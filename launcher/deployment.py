@@ -11,7 +11,6 @@ from engine.link import CoordinatorLink
 from engine.protocol import (
     ENCODER,
     ApplyPlan,
-    BeginDrain,
     DeploymentState,
     Member,
     Membership,
@@ -46,6 +45,7 @@ class Deployment:
         self._told: dict[str, str] = {}
         self.failure: LauncherError | None = None
         self._has_coordinator = True
+        self._hello = ApplyPlan(list(plan.processes), msgspec.Raw(ENCODER.encode(plan)))
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -94,7 +94,8 @@ class Deployment:
             DeploymentFailed: The coordinator is gone, without which nothing can be drained.
         """
         assert self._link is not None
-        self._link.send(BeginDrain())
+        self._hello = msgspec.structs.replace(self._hello, state=DeploymentState.draining)
+        self._link.change_hello(self._hello)
         limit_s = max(limit_s, 2 * self._plan.settings.health.heartbeat_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -128,10 +129,9 @@ class Deployment:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take, membership)
 
-        hello = ApplyPlan(list(self._plan.processes), msgspec.Raw(ENCODER.encode(self._plan)))
         heartbeat_s = self._plan.settings.health.heartbeat_s
         self._link = CoordinatorLink(
-            self._executor.coordinator_endpoint, hello, heartbeat_s, on_membership
+            self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership
         )
         self._link.start()
 
