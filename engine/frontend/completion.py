@@ -12,9 +12,12 @@ from engine.frontend.answers import DONE, PromptTokensDetails, Usage, Writer, ev
 from engine.frontend.errors import ApiError, ClientLeft, InternalError
 from engine.frontend.generation import Generation
 from engine.frontend.transcript import Transcript
+from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
 from engine.protocol import FinishReason
 
 logger = logging.getLogger(__name__)
+
+_CLIENT_LEFT = "client left"
 
 
 class Completion:
@@ -22,6 +25,7 @@ class Completion:
 
     Args:
         request_id: In log lines.
+        metrics: Of the front end.
     """
 
     def __init__(
@@ -30,14 +34,17 @@ class Completion:
         generation: Generation,
         transcript: Transcript,
         num_prompt_tokens: int,
+        metrics: Metrics,
     ) -> None:
         self._request_id = request_id
         self._generation = generation
         self._transcript = transcript
         self._num_prompt_tokens = num_prompt_tokens
+        self._metrics = metrics
+        self._has_begun = False
         self._num_cached_tokens = 0
         self._start_s = time.monotonic()
-        self._outcome = "client left"
+        self._outcome = _CLIENT_LEFT
         self._is_closed = False
 
     @property
@@ -64,8 +71,12 @@ class Completion:
         try:
             outputs = await self._generation.take()
         except ApiError as problem:
-            self._outcome = problem.message
+            if not isinstance(problem, ClientLeft):
+                self._outcome = problem.message
             raise
+        if not self._has_begun:
+            self._has_begun = True
+            self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
         text = ""
         for output in outputs:
             self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
@@ -86,6 +97,8 @@ class Completion:
             return
         self._is_closed = True
         self._generation.close()
+        if self._outcome is _CLIENT_LEFT:
+            self._metrics.add(HTTP_DISCONNECTS)
         logger.info(
             "request %s: rank %s, %d prompt tokens, %d completion tokens, %.3f s: %s",
             self._request_id,
