@@ -152,8 +152,9 @@ class Api:
         value = request.headers.get(RANK_HEADER)
         if value is None:
             return None
-        if value.isascii() and value.isdigit() and int(value[:9]) < self._settings.dp:
-            return int(value[:9])
+        is_number = value.isascii() and value.isdigit() and len(value) < 10
+        if is_number and int(value) < self._settings.dp:
+            return int(value)
         raise InvalidRequest(
             f"{RANK_HEADER} must be a rank, 0 to {self._settings.dp - 1}: {ascii(value[:64])}.",
             param=RANK_HEADER,
