@@ -57,8 +57,7 @@ class _Families:
                     self._add(metric, sender, value)
         for member in _newest(members):
             sender = _sender(member.role, member.rank, member.name)
-            starts = member.incarnation + 1
-            self._add(PROCESS_STARTS, sender, MetricValue("", (member.name,), starts))
+            self._add(PROCESS_STARTS, sender, MetricValue("", (member.name,), member.incarnation))
             for state in ProcessState:
                 labels = (member.name, state.value)
                 self._add(PROCESS_STATE, sender, MetricValue("", labels, member.state is state))

@@ -12,7 +12,7 @@ def report(name: str, role: Role, rank: int | None, counted: Metrics) -> Metrics
     return MetricsReport(name, 0, role, rank, counted.values(), age_s=0.5)
 
 
-def member(rank: int, state: ProcessState, incarnation: int = 0) -> Member:
+def member(rank: int, state: ProcessState, incarnation: int = 1) -> Member:
     return Member(
         name=f"engine-{rank}",
         role=Role.engine,
@@ -80,7 +80,7 @@ def test_a_histogram_is_cumulative():
 def test_states_and_starts_come_from_membership():
     members = (
         member(0, ProcessState.lost),
-        member(0, ProcessState.ready, incarnation=1),
+        member(0, ProcessState.ready, incarnation=2),
         member(1, ProcessState.suspect),
     )
     found = samples(members=members)
