@@ -30,6 +30,8 @@ from engine.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MAX_MESSAGES_PER_TURN = 16
+"""Taken from the engines before what they hold is sent on: a fast engine must not hold it up."""
 GREETING_INTERVAL_S = 0.02
 """Between two tries to reach an engine that has registered and is about to connect."""
 
@@ -68,6 +70,7 @@ class EngineClient:
         self._request_ids = itertools.count()
         self._last_rank = first_rank - 1
         self._greetings: dict[Engine, asyncio.TimerHandle] = {}
+        self._next_turn: asyncio.Handle | None = None
 
     def start(self, on_reached: Callable[[], None]) -> None:
         """Listens to the engines, in the running loop.
@@ -171,11 +174,13 @@ class EngineClient:
     def close(self) -> None:
         """Stops listening; the sockets stay open."""
         self._loop.remove_reader(self._outputs.fileno())
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         for timer in self._greetings.values():
             timer.cancel()
 
     def _receive(self) -> None:
-        while True:
+        for _ in range(MAX_MESSAGES_PER_TURN):
             try:
                 frame = self._outputs.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -186,6 +191,7 @@ class EngineClient:
                 logger.exception("outputs ignored")
                 continue
             self._take(outputs)
+        self._next_turn = self._loop.call_soon(self._receive)
 
     def _take(self, outputs: EngineOutputs) -> None:
         try:
