@@ -11,10 +11,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import psutil
+
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 READY_S = 60.0
@@ -122,3 +126,9 @@ def assert_nothing_left(launcher: Launcher, family: list[psutil.Process]) -> Non
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive, f"left behind: {alive}"
     assert not launcher.directory.exists(), sorted(launcher.directory.rglob("*"))
+
+
+def random_model(directory: Path, **changes: Any) -> tuple[str, str, str]:
+    """Overrides that serve `random`: the tiny model with other sizes, made in the directory."""
+    write_random_checkpoint(directory, replace(TINY_FACTS, **changes))
+    return "model=path", f"model.path={directory}", "model.name=random"

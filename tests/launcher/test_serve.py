@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ import psutil
 import pytest
 
 from engine.checkpoints.sources import model_directory
-from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
 from engine.config import ModelKind, ModelOptions
-from tests.running import assert_nothing_left, launched, serving
+from tests.running import assert_nothing_left, launched, random_model, serving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -53,12 +51,6 @@ def until_plan(client: httpx.Client, holds: Callable[[dict[str, int]], bool]) ->
         if holds(counts):
             return
         assert time.monotonic() < deadline, counts
-
-
-def random_model(directory: Path, **changes: Any) -> tuple[str, str, str]:
-    """Overrides that serve `random`: the tiny model with other sizes, made in the directory."""
-    write_random_checkpoint(directory, replace(TINY_FACTS, **changes))
-    return "model=path", f"model.path={directory}", "model.name=random"
 
 
 def test_it_serves_two_ranks_and_leaves_nothing_behind(runtime):
@@ -184,7 +176,7 @@ def test_every_process_ends_by_itself_when_the_launcher_is_killed(runtime):
         launcher.process.kill()
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive
-        assert not launcher.directory.exists()
+        assert not launcher.directory.exists(), sorted(launcher.directory.rglob("*"))
 
 
 def test_an_engine_that_is_killed_fails_its_requests_at_once_and_ends_the_deployment(runtime):
@@ -325,8 +317,9 @@ def test_a_process_that_fails_while_starting_is_shown_with_its_last_lines(runtim
     assert "hint: see" in launcher.output
 
 
-def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_coordinator_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["coordinator"].kill()
@@ -336,8 +329,9 @@ def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
     assert "requests cut off: there is no coordinator" in launcher.output
 
 
-def test_a_front_end_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_front_end_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["frontend-0"].kill()
