@@ -12,6 +12,7 @@ tokens a second, failed requests, and for each process microseconds of CPU time 
 import argparse
 import asyncio
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -41,10 +42,16 @@ class Tally:
 
 
 class Stream(asyncio.Protocol):
-    """One connection, one request after the other until told to stop."""
+    """One connection, one request after the other until told to stop.
 
-    def __init__(self, request: bytes, max_tokens: int, tally: Tally) -> None:
-        self.request, self.max_tokens, self.tally = request, max_tokens, tally
+    Args:
+        host: For the header.
+        first: Tokens of the first request: streams that differ in it do not end all at once.
+    """
+
+    def __init__(self, host: str, first: int, max_tokens: int, tally: Tally) -> None:
+        self.host, self.max_tokens, self.tally = host, max_tokens, tally
+        self.wanted = first
         self.is_stopping = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -68,20 +75,21 @@ class Stream(asyncio.Protocol):
 
     def _ask(self) -> None:
         self.head, self.tail, self.start_s = b"", b"", time.perf_counter()
-        self.transport.write(self.request)
+        self.transport.write(_request(self.host, self.wanted))
 
     def _note_end(self) -> None:
         found = re.search(rb'"completion_tokens":(\d+)', self.tail)
         num_tokens = int(found[1]) if found else 0
         self.tally.num_requests += 1
         self.tally.num_tokens += num_tokens
-        is_whole = num_tokens == self.max_tokens and b"data: [DONE]" in self.tail
+        is_whole = num_tokens == self.wanted and b"data: [DONE]" in self.tail
         if self.head != b"HTTP/1.1 200" or not is_whole:
             self._fail(repr(self.head + b"..." + self.tail))
         if self.is_stopping:
             self.ended.set_result(None)
             self.transport.close()
         else:
+            self.wanted = self.max_tokens
             self._ask()
 
     def _fail(self, problem: str) -> None:
@@ -124,13 +132,12 @@ async def _measure(url: str, args: argparse.Namespace) -> dict[str, object]:
     processes = await asyncio.to_thread(_processes, url)
     tally = Tally()
     address = urlsplit(url)
-    request = _request(address.netloc, args.max_tokens)
     loop = asyncio.get_running_loop()
     streams = []
-    for _ in range(args.streams):
-        _, stream = await loop.create_connection(
-            lambda: Stream(request, args.max_tokens, tally), address.hostname, address.port
-        )
+    for number in range(1, args.streams + 1):
+        first = math.ceil(args.max_tokens * number / args.streams)
+        stream = Stream(address.netloc, first, args.max_tokens, tally)
+        await loop.create_connection(lambda each=stream: each, address.hostname, address.port)
         streams.append(stream)
     await asyncio.sleep(WARM_UP_S)
     start, start_s, cpu = Tally(**vars(tally)), time.perf_counter(), _cpu_s(processes)

@@ -93,6 +93,8 @@ class ModelOptions:
     """Branch, tag or commit of `model.repo`; null: its main branch."""
     seed: int = option(0, ge=0)
     """Seed of the random weights (`model=tiny`)."""
+    step_s: float = option(0.0, ge=0, le=60)
+    """Seconds that a step takes at least (`model=dummy`)."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -153,7 +153,7 @@ class CoreProcess:
         if self._settings.model.kind is ModelKind.dummy:
             from engine.model.dummy_runner import DummyRunner
 
-            return DummyRunner()
+            return DummyRunner(self._settings.model.step_s)
         directory = model_directory(self._settings.model, logger.info)
         return self._torch_runner(directory)
 
