@@ -118,6 +118,8 @@ class CoreProcess:
         while not self._stopping:
             self._receive(0 if self.num_requests else self._idle_wait_ms)
             self.num_requests = self._core.num_requests
+            # before the step: one that hangs has to be known to be work
+            self._link.report(self._progress, self.num_requests)
             self._report()
             if self.num_requests:
                 self._send(self._core.step())

@@ -33,8 +33,9 @@ def runtime() -> Iterator[Path]:
 class Load:
     """Clients that ask one after the other, each in a connection of its own, until told to stop."""
 
-    def __init__(self, port: int, num_clients: int) -> None:
+    def __init__(self, port: int, num_clients: int, num_tokens: int) -> None:
         self._port = port
+        self._num_tokens = num_tokens
         self._changed = threading.Condition()
         self._is_over = False
         self.answers: list[tuple[int, str]] = []
@@ -51,8 +52,11 @@ class Load:
             wanted = len(self.answers) + number
             assert self._changed.wait_for(lambda: len(self.answers) >= wanted, DEADLINE_S)
 
-    def end(self) -> None:
+    def stop_asking(self) -> None:
         self._is_over = True
+
+    def end(self) -> None:
+        self.stop_asking()
         for thread in self._threads:
             thread.join(DEADLINE_S)
             assert not thread.is_alive(), "a request was never answered"
@@ -62,9 +66,8 @@ class Load:
         return [answer for answer in self.answers if answer[0] != 200]
 
     def _ask(self) -> None:
-        body = json.dumps(
-            {"model": "dummy", "prompt": "hi", "max_tokens": 50, "ignore_eos": True}
-        ).encode()
+        question = {"model": "dummy", "prompt": "hi", "max_tokens": self._num_tokens}
+        body = json.dumps(question | {"ignore_eos": True}).encode()
         while not self._is_over:
             answer = self._answer(body)
             with self._changed:
@@ -85,8 +88,8 @@ class Load:
 
 
 @contextmanager
-def loaded(url: str, num_clients: int = 6) -> Iterator[Load]:
-    load = Load(int(url.rpartition(":")[2]), num_clients)
+def loaded(url: str, num_clients: int = 6, num_tokens: int = 50) -> Iterator[Load]:
+    load = Load(int(url.rpartition(":")[2]), num_clients, num_tokens)
     load.start()
     try:
         yield load
@@ -145,6 +148,23 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
     assert took_s < 1.5
     assert "engine-1 is suspect: silent for 1" in log
     assert "engine-1 is ready again" in log
+
+
+def test_a_rank_whose_step_hangs_is_suspect_until_it_moves_and_finishes_its_request(runtime):
+    hanging = ("model=dummy", "model.step_s=3", "health.silence_s=0.6")
+    with serving(*hanging, runtime_directory=runtime) as (launcher, client):
+        url = str(client.base_url)
+        with loaded(url, num_clients=1, num_tokens=1) as load:
+            launcher.wait_for("engine-0 +suspect: has work but makes no progress for 0[.]")
+            until(lambda: not ask(url, "/ready")["ready"])
+            assert "no progress" in ask(url, "/ready")["suspect"][0]["reason"]
+            launcher.wait_for("engine-0 +ready again")
+            until(lambda: ask(url, "/ready")["ready"])
+            load.stop_asking()
+        answered = [status for status, _ in load.answers if status == 200]
+        assert answered
+        refused = [body for status, body in load.failed]
+        assert all("no_rank_ready" in body for body in refused), refused
 
 
 def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
