@@ -16,8 +16,10 @@ from engine.config import (
     EngineOptions,
     FrontendOptions,
     HealthOptions,
+    LogOptions,
     ModelOptions,
     ProfileOptions,
+    RestartOptions,
     option,
 )
 
@@ -126,6 +128,8 @@ class LaunchConfig:
     cluster: ClusterOptions
     health: HealthOptions = field(default_factory=HealthOptions)
     coordinator: CoordinatorOptions = field(default_factory=CoordinatorOptions)
+    restart: RestartOptions = field(default_factory=RestartOptions)
+    log: LogOptions = field(default_factory=LogOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
 

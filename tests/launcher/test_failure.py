@@ -59,8 +59,9 @@ def test_requests_on_other_ranks_finish_when_one_rank_dies(runtime):
         assert launcher.end() == 1
 
 
-def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_coordinator_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["coordinator"].kill()
@@ -69,8 +70,9 @@ def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
     assert "requests cut off: there is no coordinator" in launcher.output
 
 
-def test_a_front_end_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_front_end_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["frontend-0"].kill()
