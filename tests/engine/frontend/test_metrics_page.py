@@ -12,9 +12,10 @@ from engine import metrics
 from engine.config import Role
 from engine.metrics import METRICS, PREFIX, Metrics
 from engine.protocol import FinishReason, MetricsReport, ProcessState
+from tests.engine.frontend.chat_request import CHAT, STREAM
 from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S
-from tests.engine.frontend.test_life import CHAT, STREAM, open_request
+from tests.engine.frontend.test_life import open_request
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 BODY: dict[str, Any] = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}

@@ -86,7 +86,7 @@ def test_as_many_ranks_as_the_user_wants_are_needed():
     suspect = member(1, ProcessState.suspect, reason="silent for 1.2 s")
     now = readiness(membership(member(0), suspect, lost), 3, {0, 1, 2}, True, min_ranks=2)
     assert not now.ready
-    assert now.reason == "1 of 3 ranks are ready, 2 are needed (health.min_ranks)"
+    assert now.reason == "1 of 3 ranks ready, 2 are needed (health.min_ranks)"
     assert [each.name for each in (*now.suspect, *now.lost)] == ["engine-1", "engine-2"]
 
 
