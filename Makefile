@@ -14,7 +14,7 @@ INSTALL_LOCKED := $(INSTALL) --no-build-isolation --require-hashes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint format format-check types spelling lock clean
+.PHONY: help serve test sanitize check lint format format-check types spelling lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,6 +29,13 @@ serve: $(VENV)/.flotilla  ## install what is missing and serve the default model
 
 test: $(VENV)/.flotilla $(VENV)/.dev  ## install what is missing and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# Python and torch have leaks of their own, which say nothing about the kernels.
+sanitize: $(VENV)/.flotilla $(VENV)/.dev  ## run the kernels' tests with the compiler's sanitizers
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    $(BIN)/python -m pytest tests/engine/model/kernels -k 'not three_thousand' \
+	    --hypothesis-profile sanitize --kernel-flags '$(SANITIZERS)'
 
 check: lint format-check types spelling test  ## everything CI runs
 

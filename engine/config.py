@@ -56,7 +56,21 @@ class Kernels(Enum):
 
 
 class BalancerPolicy(Enum):
+    """How a front end picks the rank of a request."""
+
     least_loaded = "least_loaded"
+    """Fewest tokens to compute."""
+    round_robin = "round_robin"
+    """One after the other."""
+    power_of_two = "power_of_two"
+    """Of two ranks at random the one with fewer tokens to compute."""
+
+
+class LogLevel(Enum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
 
 
 class Role(Enum):
@@ -79,6 +93,8 @@ class ModelOptions:
     """Branch, tag or commit of `model.repo`; null: its main branch."""
     seed: int = option(0, ge=0)
     """Seed of the random weights (`model=tiny`)."""
+    step_s: float = option(0.0, ge=0, le=60)
+    """Seconds that a step takes at least (`model=dummy`)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,6 +138,8 @@ class FrontendOptions:
     """TCP port to listen on; 0: any free one (printed when ready)."""
     keep_alive_s: int = option(5, ge=1)
     """Seconds an idle HTTP connection is kept open."""
+    max_requests: int = option(4096, ge=1)
+    """Most requests that one front end answers at the same time; more are refused with 503."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,9 +153,10 @@ class HealthOptions:
     heartbeat_s: float = option(0.2, gt=0, le=60)
     """Seconds between two heartbeats of a process."""
     silence_s: float = option(1.0, gt=0, le=600)
-    """A process without a heartbeat for so long is suspect; a suspect rank gets no new work."""
-    progress_s: float = option(10.0, gt=0, le=3600)
-    """A rank that has work and computes not even a layer of it for so long is suspect."""
+    """A process without a heartbeat for so long is suspect, and so is a rank that has work and
+    computes not even a layer of it; a suspect rank gets no new work until it moves again."""
+    min_ranks: int = option(1, ge=1, le=4096)
+    """Ranks that must be able to work for `/ready` to say so, once all have been."""
     stop_s: float = option(5.0, gt=0, le=600)
     """Seconds that processes get to end when the deployment stops, before they are killed."""
 
@@ -145,7 +164,25 @@ class HealthOptions:
 @dataclass(slots=True, kw_only=True)
 class CoordinatorOptions:
     interval_s: float = option(0.05, ge=0.001, le=10)
-    """Longest time between two looks at the clock: a silent rank is noticed so much later."""
+    """Shortest time between two reports of a rank's load, and between two snapshots of all loads;
+    a silent rank is noticed so much later."""
+    metrics_interval_s: float = option(1.0, ge=0.05, le=60)
+    """Shortest time between two reports of a process's metrics, and two snapshots of all."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RestartOptions:
+    limit: int = option(3, ge=0, le=1000)
+    """Times that the coordinator or one front end is started again within `window_s`; one death
+    more ends the deployment."""
+    window_s: float = option(60.0, gt=0, le=86400)
+    """Seconds after which a restart is forgotten."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LogOptions:
+    level: LogLevel = LogLevel.info
+    """Least severe lines that processes write into their log files."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,5 +246,7 @@ class Settings:
     balancer: BalancerOptions
     health: HealthOptions
     coordinator: CoordinatorOptions
+    restart: RestartOptions
+    log: LogOptions
     drain_s: float
     """Seconds that in-flight requests get to finish when the deployment ends."""

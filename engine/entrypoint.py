@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import assert_never
@@ -14,7 +15,9 @@ from engine.config import ProcessSpec, Role, Settings
 from engine.errors import EngineError
 from engine.lifeline import Lifeline
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("engine.entrypoint")  # its own name is __main__
+
+MAX_OPEN_FILES = 65536
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,13 +69,17 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # two connections to each other process
     lifeline = Lifeline(int(sys.argv[1]))
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)
     except EOFError:
         return 1
     process = launch.process
-    logs.configure(process.name)
+    logs.configure(process.name, launch.settings.log.level)
     setproctitle.setproctitle(f"flotilla {launch.settings.name} {process.name}")
     try:
         run(launch, lifeline)
@@ -86,6 +93,12 @@ def main() -> int:
         return 1
     logger.info("ended")
     return 0
+
+
+def _allow_many_connections() -> None:
+    """Two to each process of the other kind; shells often allow 1024 open files."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, MAX_OPEN_FILES)), most))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,21 @@ import threading
 from collections.abc import Callable
 
 _LENGTH = struct.Struct("!Q")
+FAREWELL = b"\n"
+"""What a launcher that lives writes before it closes its end."""
 
 
 class Lifeline:
-    """The child's end of the pipe: a payload, then nothing; the launcher's death closes it too."""
+    """The child's end of the pipe: a payload, then a farewell, unless the launcher dies.
+
+    Attributes:
+        was_told: The launcher has told the process to end; if it ends without, the launcher is dead
+            or dying.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.was_told = False
 
     def payload(self) -> bytes:
         """What the launcher wrote first.
@@ -28,7 +36,7 @@ class Lifeline:
 
         def wait() -> None:
             while os.read(self._fd, 4096):
-                pass
+                self.was_told = True
             on_end()
             threading.Event().wait(grace_s)
             os._exit(1)

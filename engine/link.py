@@ -1,4 +1,4 @@
-"""The link of a process to the coordinator: hello, heartbeats, facts; membership.
+"""The link of a process to the coordinator: hello, heartbeats, reports; what is published.
 
 It runs in a thread of its own, so that a long step of the model is not taken for silence.
 """
@@ -11,27 +11,45 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Generic, TypeVar, assert_never
 
+import msgspec
 import zmq
 
 from engine import transport
+from engine.config import CoordinatorOptions, Role
 from engine.errors import ProtocolError
+from engine.metrics import MetricValue
 from engine.protocol import (
     FROM_COORDINATOR,
-    MEMBERSHIP,
+    FRONTENDS_TOPIC,
+    LAUNCHER,
+    LOADS_TOPIC,
+    MEMBERSHIP_TOPIC,
+    METRICS_TOPIC,
+    PUBLISHED,
+    ApplyPlan,
     GetPlan,
     Heartbeat,
+    LoadReport,
+    Loads,
     Membership,
     Message,
+    MetricsReport,
+    MetricsSnapshot,
     Phase,
     PhaseEntered,
     PlanAnswer,
+    RankLoad,
     Register,
     RegisterAgain,
     Registered,
 )
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+DEFAULT_PACE = CoordinatorOptions()
 
 
 class CoordinatorLink:
@@ -42,28 +60,38 @@ class CoordinatorLink:
     Args:
         hello: First message: `Register` of a process, `ApplyPlan` of the launcher; repeated to a
             restarted coordinator.
-        on_membership: Called in the link's thread with every membership.
+        on_membership: Called in the link's thread with every membership; an engine core's shows no
+            other engine cores than lost ones.
+        on_loads: Called in the link's thread with every snapshot of all ranks' loads; None: the
+            process does not want them.
+        on_metrics: The same for metrics.
+        pace: How often reports are sent.
     """
 
     def __init__(
         self,
         endpoint: str,
-        hello: Message,
+        hello: Register | ApplyPlan,
         heartbeat_s: float,
         on_membership: Callable[[Membership], None],
+        *,
+        on_loads: Callable[[Loads], None] | None = None,
+        on_metrics: Callable[[MetricsSnapshot], None] | None = None,
+        pace: CoordinatorOptions = DEFAULT_PACE,
     ) -> None:
         self._endpoint = endpoint
         self._hello = hello
         self._heartbeat_s = heartbeat_s
-        self._on_membership = on_membership
+        self._on_membership, self._on_loads, self._on_metrics = on_membership, on_loads, on_metrics
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._subscriptions: set[str] = set()
-        self._phase, self._remark = Phase.importing, ""
+        self._publish_endpoint = ""
         self._progress = 0
         self._num_requests = 0
+        self._load: _Latest[RankLoad] = _Latest(pace.interval_s)
+        self._metrics: _Latest[list[MetricValue]] = _Latest(pace.metrics_interval_s)
         self._calls: dict[int, Future[PlanAnswer]] = {}
         self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
 
@@ -76,14 +104,30 @@ class CoordinatorLink:
         Args:
             remark: What the user should know, shown with the phase.
         """
-        assert isinstance(self._hello, Register)
-        self._phase, self._remark = phase, remark
-        self.send(PhaseEntered(self._hello.name, self._hello.incarnation, phase, remark))
+        hello = self._hello
+        assert isinstance(hello, Register)
+        self._hello = msgspec.structs.replace(hello, phase=phase, remark=remark)
+        self.send(PhaseEntered(hello.name, hello.incarnation, phase, remark))
+
+    def change_hello(self, hello: ApplyPlan) -> None:
+        """Tells the plan anew, now and to a restarted coordinator."""
+        self._hello = hello
+        self.send(hello)
 
     def report(self, progress: int, num_requests: int) -> None:
         """Progress and work that the next heartbeats tell."""
         self._progress = progress
         self._num_requests = num_requests
+
+    def report_load(self, load: RankLoad) -> None:
+        """The rank's load, sent soon; a newer one replaces it, an equal one is not sent again."""
+        if self._load.put(load):
+            self._wake_up()
+
+    def report_metrics(self, values: list[MetricValue]) -> None:
+        """The process's metrics, sent soon; newer ones replace them."""
+        if self._metrics.put(values):
+            self._wake_up()
 
     def get_plan(self) -> Future[PlanAnswer]:
         """The plan and what became of it; the caller owns the deadline."""
@@ -96,63 +140,95 @@ class CoordinatorLink:
 
     def send(self, message: Message) -> None:
         """Sends soon; after `close`, does nothing."""
-        with self._lock:
-            if not self._is_closed:
-                self._outbox.put(message)
-                os.eventfd_write(self._wake, 1)
+        self._outbox.put(message)
+        self._wake_up()
 
     def close(self) -> None:
         """Sends what waits to be sent, and ends the thread."""
+        self._outbox.put(None)
+        self._wake_up()
         with self._lock:
             self._is_closed = True
-            self._outbox.put(None)
-            os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._wake)
 
+    def _wake_up(self) -> None:
+        with self._lock:
+            if not self._is_closed:
+                os.eventfd_write(self._wake, 1)
+
     def _run(self) -> None:
         with zmq.Context() as context:
             dealer = transport.connect(context, zmq.DEALER, self._endpoint)
-            members = context.socket(zmq.SUB)
-            members.setsockopt(zmq.SUBSCRIBE, b"")
-            members.setsockopt(zmq.LINGER, 0)
+            published = context.socket(zmq.SUB)
+            for topic in self._topics():
+                published.setsockopt(zmq.SUBSCRIBE, topic)
+            published.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.LINGER, 100)
             poller = zmq.Poller()
-            for source in (dealer, members, self._wake):
+            for source in (dealer, published, self._wake):
                 poller.register(source, zmq.POLLIN)
             try:
-                self._loop(poller, dealer, members)
+                self._loop(poller, dealer, published)
             finally:
                 dealer.close()
-                members.close()
+                published.close()
+
+    def _topics(self) -> list[bytes]:
+        hello = self._hello
+        is_engine = isinstance(hello, Register) and hello.role is Role.engine
+        topics = [FRONTENDS_TOPIC if is_engine else MEMBERSHIP_TOPIC]
+        if self._on_loads is not None:
+            topics.append(LOADS_TOPIC)
+        if self._on_metrics is not None:
+            topics.append(METRICS_TOPIC)
+        return topics
 
     def _loop(
-        self, poller: zmq.Poller, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]
+        self, poller: zmq.Poller, dealer: zmq.Socket[bytes], published: zmq.Socket[bytes]
     ) -> None:
         _send(dealer, self._hello)
         next_beat = time.monotonic()
         while True:
-            if time.monotonic() >= next_beat:
-                self._send_heartbeat(dealer)
-                next_beat = time.monotonic() + self._heartbeat_s
-            wait_s = max(0.0, next_beat - time.monotonic())
+            now = time.monotonic()
+            if now >= next_beat:
+                _send(dealer, self._heartbeat())
+                next_beat = now + self._heartbeat_s
+            self._send_reports(dealer, now)
+            due = min(next_beat, self._load.due, self._metrics.due)
+            wait_s = max(0.0, due - time.monotonic())
             ready = dict(poller.poll(math.ceil(1000 * wait_s)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
                 if not self._send_outbox(dealer):
                     return
             if dealer in ready:
-                self._receive_answers(dealer, members)
-            if members in ready:
-                self._receive_membership(members)
+                self._receive_answers(dealer, published)
+            if published in ready:
+                self._receive_published(published)
 
-    def _send_heartbeat(self, dealer: zmq.Socket[bytes]) -> None:
-        if isinstance(self._hello, Register):
-            beat = Heartbeat(
-                self._hello.name, self._hello.incarnation, self._progress, self._num_requests
+    def _heartbeat(self) -> Heartbeat:
+        match self._hello:
+            case Register(name=name, incarnation=incarnation):
+                return Heartbeat(name, incarnation, self._progress, self._num_requests)
+            case ApplyPlan():
+                return Heartbeat(LAUNCHER, 0)
+            case _ as never:
+                assert_never(never)
+
+    def _send_reports(self, dealer: zmq.Socket[bytes], now: float) -> None:
+        hello = self._hello
+        load, values = self._load.take(now), self._metrics.take(now)
+        if not isinstance(hello, Register):
+            return
+        if load is not None:
+            _send(dealer, LoadReport(hello.name, load))
+        if values is not None:
+            _send(
+                dealer,
+                MetricsReport(hello.name, hello.incarnation, hello.role, hello.rank, values),
             )
-            _send(dealer, beat)
 
     def _send_outbox(self, dealer: zmq.Socket[bytes]) -> bool:
         """False when the link was closed."""
@@ -163,7 +239,7 @@ class CoordinatorLink:
             _send(dealer, message)
         return True
 
-    def _receive_answers(self, dealer: zmq.Socket[bytes], members: zmq.Socket[bytes]) -> None:
+    def _receive_answers(self, dealer: zmq.Socket[bytes], published: zmq.Socket[bytes]) -> None:
         while dealer.poll(0):
             try:
                 answer = transport.decode(FROM_COORDINATOR, dealer.recv(), "coordinator")
@@ -172,30 +248,81 @@ class CoordinatorLink:
                 continue
             match answer:
                 case Registered(publish_endpoint):
-                    if publish_endpoint not in self._subscriptions:
-                        self._subscriptions.add(publish_endpoint)
-                        members.connect(publish_endpoint)
+                    self._follow(published, publish_endpoint)
                 case RegisterAgain():
                     _send(dealer, self._hello)
-                    if isinstance(self._hello, Register):
-                        self.enter_phase(self._phase, self._remark)
+                    self._load.repeat()
+                    self._metrics.repeat()
                 case PlanAnswer(call_id):
                     future = self._calls.get(call_id)
                     if future is not None and future.set_running_or_notify_cancel():
                         future.set_result(answer)
 
-    def _receive_membership(self, members: zmq.Socket[bytes]) -> None:
-        frame = None
-        while members.poll(0):  # each message replaces the one before
-            frame = members.recv()
-        if frame is None:
+    def _follow(self, published: zmq.Socket[bytes], endpoint: str) -> None:
+        """Listens at this endpoint, and no more at the one before."""
+        if endpoint == self._publish_endpoint:
             return
-        try:
-            membership = transport.decode(MEMBERSHIP, frame, "coordinator")
-        except ProtocolError:
-            logger.exception("membership ignored")
-            return
-        self._on_membership(membership)
+        if self._publish_endpoint:
+            published.disconnect(self._publish_endpoint)
+        self._publish_endpoint = endpoint
+        published.connect(endpoint)
+
+    def _receive_published(self, published: zmq.Socket[bytes]) -> None:
+        newest: dict[bytes, bytes] = {}
+        while published.poll(0):  # each message replaces the one before of its topic
+            topic, frame = published.recv_multipart()
+            newest[topic] = frame
+        for frame in newest.values():
+            try:
+                message = transport.decode(PUBLISHED, frame, "coordinator")
+            except ProtocolError:
+                logger.exception("what the coordinator published is ignored")
+                continue
+            match message:
+                case Membership():
+                    self._on_membership(message)
+                case Loads() if self._on_loads is not None:
+                    self._on_loads(message)
+                case MetricsSnapshot() if self._on_metrics is not None:
+                    self._on_metrics(message)
+
+
+class _Latest(Generic[T]):
+    """A value that is sent when it changes, but not twice within an interval."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._value: T | None = None
+        self._sent: T | None = None
+        self._earliest = 0.0
+        self.due = math.inf
+        """When to send it next."""
+
+    def put(self, value: T) -> bool:
+        """Whether the sender does not know yet that there is something to send."""
+        with self._lock:
+            self._value = value
+            if value == self._sent or self.due != math.inf:
+                return False
+            self.due = self._earliest
+            return True
+
+    def take(self, now: float) -> T | None:
+        """What is to be sent now."""
+        with self._lock:
+            if now < self.due:
+                return None
+            self.due = math.inf
+            self._earliest = now + self._interval_s
+            self._sent = self._value
+            return self._value
+
+    def repeat(self) -> None:
+        """Sends the last value once more."""
+        with self._lock:
+            if self._value is not None:
+                self.due = self._earliest
 
 
 def _send(dealer: zmq.Socket[bytes], message: Message) -> None:

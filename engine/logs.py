@@ -3,12 +3,25 @@
 import logging
 import sys
 
+from engine.config import LogLevel
+
 FORMAT = "%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"
+_LEVELS = {
+    LogLevel.debug: logging.DEBUG,
+    LogLevel.info: logging.INFO,
+    LogLevel.warning: logging.WARNING,
+    LogLevel.error: logging.ERROR,
+}
 
 
-def configure(process: str, level: int = logging.INFO) -> None:
-    """Sends all log lines of this process to stderr, its name in each."""
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format=FORMAT.replace("{process}", process), force=True
-    )
+def configure(process: str, level: LogLevel) -> None:
+    """Sends all log lines of this process to stderr, its name in each.
+
+    Args:
+        level: Least severe lines that are written; `debug` means ours, not other packages'.
+    """
+    form = FORMAT.replace("{process}", process)
+    others = max(_LEVELS[level], logging.INFO)
+    logging.basicConfig(level=others, stream=sys.stderr, format=form, force=True)
+    logging.getLogger("engine").setLevel(_LEVELS[level])
     logging.captureWarnings(True)

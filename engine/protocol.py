@@ -7,7 +7,7 @@ only ever appended, with defaults. Who talks to whom:
     engine core --EngineOutputs--> front end      (PUSH, PULL bound by the front end)
     everybody  --ToCoordinator-->  coordinator    (DEALER, ROUTER bound by the coordinator)
     coordinator --FromCoordinator--> one process  (the same sockets, answers)
-    coordinator --Membership-->    everybody      (XPUB bound by the coordinator, SUB)
+    coordinator --Published-->     everybody      (XPUB bound by the coordinator, SUB; a topic each)
 """
 
 from enum import Enum
@@ -16,7 +16,16 @@ from typing import Any
 import msgspec
 
 from engine.config import ProcessSpec, Role
+from engine.metrics import MetricValue
 from engine.sampling import SamplingParams
+
+OUTPUT_HORIZON = 256
+"""Output tokens of one request that count as work. `max_tokens` is a limit that few requests reach
+and that clients often leave at the whole context: without a cap one such request would outweigh a
+hundred others that will run as long.
+"""
+LAUNCHER = "launcher"
+"""Name in the launcher's heartbeats, which only ask whether the coordinator has the plan."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -72,6 +81,8 @@ class AddRequest(Message, frozen=True):
     """Unique for one incarnation of one front end."""
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    external_id: str = ""
+    """`X-Request-Id`, for log lines."""
 
 
 class AbortRequests(Message, frozen=True):
@@ -124,6 +135,9 @@ class Register(Message, frozen=True):
     endpoints: dict[str, str]
     """What it binds: a front end's `requests` and `outputs`."""
     versions: dict[str, str]
+    phase: Phase = Phase.importing
+    """What it does: told again to a restarted coordinator."""
+    remark: str = ""
 
 
 class PhaseEntered(Message, frozen=True):
@@ -143,6 +157,44 @@ class Heartbeat(Message, frozen=True):
     """Requests waiting or running: work."""
 
 
+class RankLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one rank has to do."""
+
+    rank: int
+    incarnation: int
+    num_waiting: int
+    num_running: int
+    waiting_tokens: int
+    """Prompt tokens that are still to be prefilled, of waiting and running requests."""
+    output_tokens: int
+    """Tokens still to be produced, of each request at most `OUTPUT_HORIZON`."""
+    kv_usage: float
+    """Part of the cache's blocks in use by requests, 0 to 1."""
+    step_s: float
+    """How long a step takes: moving average."""
+    age_s: float = 0.0
+    """Seconds since the rank was heard to have this load; the coordinator fills it in."""
+
+
+class LoadReport(Message, frozen=True):
+    """A rank's load has changed; sent at most every `coordinator.interval_s`."""
+
+    name: str
+    load: RankLoad
+
+
+class MetricsReport(Message, frozen=True):
+    """All metrics of one process; each report replaces the one before."""
+
+    name: str
+    incarnation: int
+    role: Role
+    rank: int | None
+    values: list[MetricValue]
+    age_s: float = 0.0
+    """Seconds since the process reported this; the coordinator fills it in."""
+
+
 class Drained(Message, frozen=True):
     """A front end has no request in flight any more, and takes none."""
 
@@ -156,6 +208,10 @@ class ApplyPlan(Message, frozen=True):
     processes: list[ProcessSpec]
     plan: msgspec.Raw
     """The DeploymentPlan, msgpack; kept for `GET /plan`, never read."""
+    state: DeploymentState = DeploymentState.serving
+    """Draining: no new requests are wanted."""
+    incarnations: dict[str, int] = {}
+    """Of every process that is there, for a coordinator that is started again."""
 
 
 class ProcessExited(Message, frozen=True):
@@ -166,16 +222,20 @@ class ProcessExited(Message, frozen=True):
     reason: str
 
 
-class BeginDrain(Message, frozen=True):
-    """The launcher wants no new requests."""
-
-
 class GetPlan(Message, frozen=True):
     call_id: int
 
 
 ToCoordinator = (
-    Register | PhaseEntered | Heartbeat | Drained | ApplyPlan | ProcessExited | BeginDrain | GetPlan
+    Register
+    | PhaseEntered
+    | Heartbeat
+    | LoadReport
+    | MetricsReport
+    | Drained
+    | ApplyPlan
+    | ProcessExited
+    | GetPlan
 )
 
 # --- coordinator to everybody ---
@@ -235,6 +295,28 @@ class Membership(Message, frozen=True):
     """Differences between plan and registrations, one sentence each."""
 
 
+class Loads(Message, frozen=True):
+    """The load of every rank that has reported one, whole."""
+
+    epoch: int
+    """Membership epoch that it belongs to."""
+    ranks: list[RankLoad]
+
+
+class MetricsSnapshot(Message, frozen=True):
+    """The last report of every process, the coordinator's own among them."""
+
+    processes: list[MetricsReport]
+
+
+Published = Membership | Loads | MetricsSnapshot
+"""What the coordinator publishes, each under its topic."""
+MEMBERSHIP_TOPIC, LOADS_TOPIC, METRICS_TOPIC = b"membership", b"loads", b"metrics"
+FRONTENDS_TOPIC = b"frontends"
+"""For engine cores: the membership less the other engine cores, unless they are lost. With a
+thousand ranks, telling each of all others would be most of what the coordinator does.
+"""
+
 FromCoordinator = Registered | RegisterAgain | PlanAnswer
 
 ENCODER = msgspec.msgpack.Encoder()
@@ -242,7 +324,7 @@ TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)
 ENGINE_OUTPUTS = msgspec.msgpack.Decoder(EngineOutputs)
 TO_COORDINATOR = msgspec.msgpack.Decoder(ToCoordinator)
 FROM_COORDINATOR = msgspec.msgpack.Decoder(FromCoordinator)
-MEMBERSHIP = msgspec.msgpack.Decoder(Membership)
+PUBLISHED = msgspec.msgpack.Decoder(Published)
 
 
 def engine_identity(rank: int, incarnation: int) -> bytes:

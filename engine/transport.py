@@ -20,12 +20,17 @@ MAX_MESSAGE_BYTES = 256 << 20
 MAX_QUEUED_MESSAGES = 100_000
 """High-water mark of each pipe: minutes of a silent reader, a step being one message."""
 
+MAX_BACKLOG = 4096
+"""Connections that may wait to be accepted: a thousand processes connect when a deployment starts.
+Source: the kernel's own limit, net.core.somaxconn."""
+
 
 def bind(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str
 ) -> tuple[zmq.Socket[bytes], str]:
     """A bound socket of the kind (`zmq.ROUTER`, ...) and the endpoint that others connect to."""
     socket = _configure(context.socket(kind), kind)
+    socket.setsockopt(zmq.BACKLOG, MAX_BACKLOG)
     socket.bind(endpoint)
     return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -53,7 +58,7 @@ def send(socket: zmq.Socket[bytes], message: Message, *route: bytes) -> None:
     """Sends without waiting.
 
     Args:
-        route: Identity of the receiver, on a ROUTER.
+        route: Identity of the receiver, on a ROUTER; the topic, on an XPUB.
 
     Raises:
         zmq.Again: The queue to the receiver is full.

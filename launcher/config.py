@@ -16,8 +16,10 @@ from engine.config import (
     EngineOptions,
     FrontendOptions,
     HealthOptions,
+    LogOptions,
     ModelOptions,
     ProfileOptions,
+    RestartOptions,
     option,
 )
 
@@ -183,6 +185,8 @@ class LaunchConfig:
     cluster: ClusterOptions
     health: HealthOptions = field(default_factory=HealthOptions)
     coordinator: CoordinatorOptions = field(default_factory=CoordinatorOptions)
+    restart: RestartOptions = field(default_factory=RestartOptions)
+    log: LogOptions = field(default_factory=LogOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     ports: str = "ephemeral"
     """TCP ports that coordinator and front ends listen on for other nodes: `ephemeral`, or a range

@@ -117,6 +117,11 @@ def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
             f"health.silence_s must be more than health.heartbeat_s ({heartbeat}): {silence}",
             f"health.silence_s={5 * heartbeat}",
         )
+    if config.health.min_ranks > config.dp > 0:
+        yield Problem(
+            f"health.min_ranks must be at most dp ({config.dp}): {config.health.min_ranks}",
+            f"health.min_ranks={config.dp}",
+        )
 
 
 def _names(config: LaunchConfig) -> Iterator[Problem]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -11,7 +13,6 @@ from engine.link import CoordinatorLink
 from engine.protocol import (
     ENCODER,
     ApplyPlan,
-    BeginDrain,
     DeploymentState,
     Member,
     Membership,
@@ -21,6 +22,7 @@ from engine.protocol import (
 from launcher.errors import DeploymentFailed, LauncherError, StartFailed
 from launcher.executors.base import Executor, Exit
 from launcher.plan import DeploymentPlan
+from launcher.restarts import Restarts
 
 _TAIL_LINES = 20
 _FORCED_STOP_S = 0.0
@@ -46,6 +48,14 @@ class Deployment:
         self._told: dict[str, str] = {}
         self.failure: LauncherError | None = None
         self._has_coordinator = True
+        self._hello = ApplyPlan(
+            list(plan.processes),
+            msgspec.Raw(ENCODER.encode(plan)),
+            incarnations={process.name: 1 for process in plan.processes},
+        )
+        self._roles = {process.name: process.role for process in plan.processes}
+        self._restarts = Restarts(plan.settings.restart)
+        self._restarting: asyncio.Task[None] | None = None
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -74,18 +84,21 @@ class Deployment:
             raise self._note_exit(ended, StartFailed)
 
     async def watch(self) -> None:
-        """Returns never.
+        """Starts front ends and the coordinator again when they end. Returns never.
 
         Raises:
-            DeploymentFailed: A process ended.
+            DeploymentFailed: An engine core ended, or another process too often.
         """
-        ended = await self._executor.next_exit()
-        raise self._note_exit(ended, DeploymentFailed)
+        while True:
+            ended = await self._executor.next_exit()
+            if self._roles[ended.name] is Role.engine or not await self._restart(ended):
+                raise self._note_exit(ended, DeploymentFailed)
 
     async def drain(self, limit_s: float) -> int:
         """Takes no new requests, and waits until those in flight are done or the limit passed.
 
-        A process that ends meanwhile is noted in `failure`; what the others do may still finish.
+        The coordinator is started again if it ends meanwhile. Another process that does is noted in
+        `failure`; what the others do may still finish.
 
         Returns:
             How many requests were still in flight.
@@ -93,8 +106,9 @@ class Deployment:
         Raises:
             DeploymentFailed: The coordinator is gone, without which nothing can be drained.
         """
-        assert self._link is not None
-        self._link.send(BeginDrain())
+        if self._restarting is not None:
+            await self._restarting
+        self._tell_coordinator(state=DeploymentState.draining)
         limit_s = max(limit_s, 2 * self._plan.settings.health.heartbeat_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -102,24 +116,30 @@ class Deployment:
                     if not self._has_coordinator:
                         raise DeploymentFailed("requests cut off: there is no coordinator")
                     ended = await self._exit_before(self._next_change())
-                    if ended is not None:
+                    if ended is None:
+                        continue
+                    is_coordinator = self._roles[ended.name] is Role.coordinator
+                    if not is_coordinator or not await self._restart(ended):
                         self._note_exit(ended, DeploymentFailed)
         late = [m for m in self._members(Role.frontend) if m.state is ProcessState.ready]
         return sum(member.num_requests for member in late)
 
     async def stop(self) -> None:
         """Ends every process."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        await self._executor.stop(self._plan.settings.health.stop_s)
+        await self._stop(self._plan.settings.health.stop_s)
 
     async def kill(self) -> None:
         """Ends every process at once."""
+        await self._stop(_FORCED_STOP_S)
+
+    async def _stop(self, grace_s: float) -> None:
+        if self._restarting is not None:
+            with contextlib.suppress(LauncherError):
+                await self._restarting
         if self._link is not None:
             self._link.close()
             self._link = None
-        await self._executor.stop(_FORCED_STOP_S)
+        await self._executor.stop(grace_s)
 
     def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -128,21 +148,51 @@ class Deployment:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take, membership)
 
-        hello = ApplyPlan(list(self._plan.processes), msgspec.Raw(ENCODER.encode(self._plan)))
         heartbeat_s = self._plan.settings.health.heartbeat_s
         self._link = CoordinatorLink(
-            self._executor.coordinator_endpoint, hello, heartbeat_s, on_membership
+            self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership
         )
         self._link.start()
 
     def _take(self, membership: Membership) -> None:
         self._membership = membership
         for member in membership.members:
-            news = _news(member)
-            if self._told.get(member.name) != news:
-                self._told[member.name] = news
-                self._tell(member.name, news)
+            news, before = _news(member), self._told.get(member.name, "")
+            if news == before:
+                continue
+            self._told[member.name] = news
+            is_back = before.startswith(ProcessState.suspect.value)
+            is_ready = member.state is ProcessState.ready
+            self._tell(member.name, "ready again" if is_back and is_ready else news)
         self._changed.set()
+
+    async def _restart(self, ended: Exit) -> bool:
+        """Starts a process again that has ended. False: it has ended too often."""
+        options, name = self._plan.settings.restart, ended.name
+        if not self._restarts.allow(name, time.monotonic()):
+            return False
+        number = f"{self._restarts.recent(name)} of {options.limit} in {options.window_s:g} s"
+        self._tell(name, f"ended: {ended.reason}; starting it again ({number})")
+        if self._link is not None and self._roles[name] is not Role.coordinator:
+            self._link.send(ProcessExited(name, ended.incarnation, ended.reason))
+        # To the end, whoever does not want to wait for it any more: no process may be half started.
+        self._restarting = asyncio.create_task(self._start_again(name))
+        await asyncio.shield(self._restarting)
+        return True
+
+    async def _start_again(self, name: str) -> None:
+        try:
+            incarnation = await self._executor.restart(name)
+        except LauncherError as problem:
+            self.failure = self.failure or problem
+            raise
+        self._tell_coordinator(incarnations=self._hello.incarnations | {name: incarnation})
+
+    def _tell_coordinator(self, **changes: Any) -> None:
+        """Changes what this, and any later, coordinator is told."""
+        self._hello = msgspec.structs.replace(self._hello, **changes)
+        if self._link is not None:
+            self._link.change_hello(self._hello)
 
     async def _all_ready(self) -> None:
         while True:
@@ -190,7 +240,10 @@ class Deployment:
             self._has_coordinator = False
         elif self._link is not None:
             self._link.send(ProcessExited(ended.name, ended.incarnation, ended.reason))
-        message = f"{ended.name} ended: {ended.reason}{self._last_words(ended.name)}"
+        times = self._restarts.recent(ended.name) + 1
+        options = self._plan.settings.restart
+        often = f", {times} times in {options.window_s:g} s" if times > 1 else ""
+        message = f"{ended.name} ended: {ended.reason}{often}{self._last_words(ended.name)}"
         problem = error(message, f"see {self._log_hint()}")
         self.failure = self.failure or problem
         return problem
@@ -221,5 +274,7 @@ class Deployment:
 
 def _news(member: Member) -> str:
     if member.state in (ProcessState.starting, ProcessState.ready):
-        return f"{member.phase.value} ({member.remark})" if member.remark else member.phase.value
+        again = f"start {member.incarnation}" if member.incarnation > 1 else ""
+        remarks = "; ".join(filter(None, (again, member.remark)))
+        return f"{member.phase.value} ({remarks})" if remarks else member.phase.value
     return f"{member.state.value}: {member.reason}" if member.reason else member.state.value

@@ -178,6 +178,8 @@ def _settings(
         balancer=config.balancer,
         health=config.health,
         coordinator=config.coordinator,
+        restart=config.restart,
+        log=config.log,
         drain_s=config.drain_s,
     )
 

@@ -24,6 +24,7 @@ SHARED = (
     "engine.lifeline",
     "engine.link",
     "engine.logs",
+    "engine.metrics",
     "engine.model.facts",
     "engine.model.tensor_shapes",
     "engine.protocol",

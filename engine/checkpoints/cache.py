@@ -52,7 +52,9 @@ def cached_directory(
     try:
         if _is_complete(directory):
             return directory
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in (*reversed(root.parents), root):  # `parents=True` would not heed the mode
+            if not part.exists():
+                part.mkdir(mode=0o700, exist_ok=True)
         with _lock(root / f"{key}.lock", progress):
             if not _is_complete(directory):
                 _build(directory, build, progress)

@@ -1,10 +1,11 @@
 """Who is there, in which state, and since when: pure, the clock is an argument."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engine.config import ProcessSpec, Role
 from engine.protocol import (
+    LAUNCHER,
+    ApplyPlan,
     DeploymentState,
     Heartbeat,
     Member,
@@ -29,42 +30,76 @@ class _Process:
     num_requests: int = 0
     reason: str = ""
     remark: str = ""
+    is_unheard: bool = False
+    """The launcher says that it is there; it has not registered with this coordinator yet."""
 
 
 @dataclass(slots=True)
 class Registry:
     """Processes of one deployment. Every change of a state makes a new membership epoch.
 
+    A restarted coordinator knows nobody: its registry is not settled, and worth nothing to others,
+    before the launcher has told the plan and every process that is there has registered again.
+    After `silence_s` it is settled without those that have not: they are suspect.
+
     Args:
-        silence_s: A process is suspect after so long without a heartbeat.
-        progress_s: A rank is suspect after so long without progress while it has work.
+        silence_s: A process is suspect after so long without a heartbeat, a rank also after so long
+            without progress while it has work.
+        incarnation: Of the coordinator.
     """
 
     silence_s: float
-    progress_s: float
+    incarnation: int = 1
     epoch: int = 0
     state: DeploymentState = DeploymentState.serving
+    is_settled: bool = False
     _planned: dict[str, ProcessSpec] = field(default_factory=dict)
+    _incarnations: dict[str, int] = field(default_factory=dict)
+    _settle_at: float | None = None
     _processes: dict[str, _Process] = field(default_factory=dict)
+    _looked_at: float | None = None
 
-    def apply_plan(self, processes: Iterable[ProcessSpec]) -> None:
-        self._planned = {process.name: process for process in processes}
+    def __post_init__(self) -> None:
+        self.epoch = self.incarnation << 32  # above all that the one before has published
+        self.is_settled = self.incarnation == 1
+
+    def apply_plan(self, told: ApplyPlan, now: float) -> None:
+        """Takes the launcher's word for what shall be and who is there."""
+        self._planned = {process.name: process for process in told.processes}
+        self._incarnations = told.incarnations
+        self.state = told.state
+        if self._settle_at is None:
+            self._settle_at = now + self.silence_s
         self.epoch += 1
 
     def register(self, hello: Register, now: float) -> bool:
         """Takes a process in. False if it is lost, or a newer incarnation of it is there."""
         known = self._processes.get(hello.name)
-        if known is not None and hello.incarnation <= known.hello.incarnation:
-            return hello.incarnation == known.hello.incarnation and self._is_alive(known)
+        if known is not None and not (known.is_unheard and self._is_alive(known)):
+            if hello.incarnation == known.hello.incarnation:
+                return self._is_alive(known)
+            if hello.incarnation < known.hello.incarnation:
+                return False
+        is_ready = hello.phase is Phase.ready
+        state = ProcessState.ready if is_ready else ProcessState.starting
         self._processes[hello.name] = _Process(
-            hello, ProcessState.starting, Phase.importing, now, now, now
+            hello, state, hello.phase, now, now, now, remark=hello.remark
         )
         self.epoch += 1
         return True
 
     def knows(self, name: str, incarnation: int) -> bool:
+        """False: it has to register again."""
+        if name == LAUNCHER:
+            return bool(self._planned)
         known = self._processes.get(name)
-        return known is not None and known.hello.incarnation >= incarnation
+        if known is None or (known.is_unheard and self._is_alive(known)):
+            return False
+        return known.hello.incarnation >= incarnation
+
+    def is_current(self, name: str, incarnation: int) -> bool:
+        """Whether this incarnation is there, and no newer one."""
+        return self._current(name, incarnation) is not None
 
     def enter_phase(
         self, name: str, incarnation: int, phase: Phase, now: float, remark: str = ""
@@ -91,8 +126,19 @@ class Registry:
             self._enter(process, ProcessState.ready, now)
 
     def tick(self, now: float) -> None:
-        """Makes ranks and front ends suspect that are silent or stuck."""
+        """Makes ranks and front ends suspect that are silent or stuck.
+
+        What the coordinator itself has slept through is not held against them: their messages are
+        still on the way to it.
+        """
+        slept_s = now - self._looked_at if self._looked_at is not None else 0.0
+        self._looked_at = now
+        if not self.is_settled:
+            self._settle(now)
         for process in self._processes.values():
+            if slept_s > self.silence_s / 2:
+                process.heard = min(now, process.heard + slept_s)
+                process.progressed = min(now, process.progressed + slept_s)
             if process.state is ProcessState.ready:
                 complaint = self._complaint(process, now)
                 if complaint:
@@ -102,10 +148,6 @@ class Registry:
         process = self._current(name, incarnation)
         if process is not None and self.state is DeploymentState.draining:
             self._enter(process, ProcessState.drained, now)
-
-    def begin_drain(self) -> None:
-        self.state = DeploymentState.draining
-        self.epoch += 1
 
     def lose(self, name: str, incarnation: int, reason: str, now: float) -> None:
         """That incarnation is gone, or fenced: it never comes back."""
@@ -146,6 +188,22 @@ class Registry:
                     found.append(f"{name}: {word} {actual}, planned {planned}")
         return found
 
+    def _settle(self, now: float) -> None:
+        if self._settle_at is None:
+            return
+        unheard = [
+            (spec, self._incarnations[spec.name])
+            for spec in self._planned.values()
+            if spec.name in self._incarnations
+            and not self.knows(spec.name, self._incarnations[spec.name])
+        ]
+        if unheard and now < self._settle_at:
+            return
+        for spec, incarnation in unheard:
+            self._processes[spec.name] = _unheard(spec, incarnation, now)
+        self.is_settled = True
+        self.epoch += 1
+
     def _current(self, name: str, incarnation: int) -> _Process | None:
         process = self._processes.get(name)
         if (
@@ -163,13 +221,23 @@ class Registry:
         if now - process.heard > self.silence_s:
             return f"silent for {now - process.heard:.1f} s"
         must_step = process.hello.role is Role.engine
-        if must_step and now - process.progressed > self.progress_s:
+        if must_step and now - process.progressed > self.silence_s:
             return f"has work but makes no progress for {now - process.progressed:.1f} s"
         return ""
 
     def _enter(self, process: _Process, state: ProcessState, now: float, reason: str = "") -> None:
         process.state, process.since, process.reason = state, now, reason
         self.epoch += 1
+
+
+def _unheard(spec: ProcessSpec, incarnation: int, now: float) -> _Process:
+    """A process that the launcher says is there."""
+    devices = [device for worker in spec.workers for device in worker.devices]
+    hello = Register(spec.name, incarnation, spec.role, spec.rank, spec.node, 0, devices, {}, {})
+    reason = "not heard of since the coordinator was started again"
+    return _Process(
+        hello, ProcessState.suspect, Phase.ready, now, now, now, reason=reason, is_unheard=True
+    )
 
 
 def _member(process: _Process, now: float) -> Member:

@@ -1,11 +1,26 @@
 """Scheduler and model loop of one rank: `step()` reads schedule -> run -> postprocess."""
 
+import logging
+import time
+from collections.abc import Iterable
+
 from engine.config import Settings
 from engine.core.block_manager import BlockManager
-from engine.core.request import Request, RequestKey
+from engine.core.engine_metrics import EngineMetrics
+from engine.core.request import Request, RequestKey, RequestRefused
 from engine.core.scheduler import Produced, Scheduled, Scheduler
+from engine.metrics import (
+    KV_CACHE_USAGE,
+    NUM_PREEMPTIONS,
+    NUM_REQUESTS_RUNNING,
+    NUM_REQUESTS_WAITING,
+    WAITING_TOKENS,
+    Metrics,
+)
 from engine.model.runner import Chunk, Runner
-from engine.protocol import AddRequest
+from engine.protocol import AddRequest, RankLoad
+
+logger = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -14,14 +29,16 @@ class EngineCore:
     def __init__(self, settings: Settings, runner: Runner) -> None:
         cache = settings.cache
         self._runner = runner
+        self._blocks = BlockManager(cache.num_blocks, cache.block_size, cache.prefix_caching)
         self._scheduler = Scheduler(
-            BlockManager(cache.num_blocks, cache.block_size, cache.prefix_caching),
+            self._blocks,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
             eos_token_ids=settings.facts.eos_token_ids,
         )
         self._vocab_size = settings.facts.vocab_size
+        self._metrics = EngineMetrics(cache.prefix_caching)
 
     @property
     def num_requests(self) -> int:
@@ -32,31 +49,95 @@ class EngineCore:
         """Times a running request had to give its blocks back, since the start."""
         return self._scheduler.num_preemptions
 
+    def load(self, rank: int, incarnation: int) -> RankLoad:
+        """What there is to do, now."""
+        scheduler = self._scheduler
+        waiting_tokens, output_tokens = scheduler.work()
+        return RankLoad(
+            rank,
+            incarnation,
+            scheduler.num_waiting,
+            scheduler.num_running,
+            waiting_tokens,
+            output_tokens,
+            kv_usage=self._kv_usage,
+            step_s=self._metrics.step_s,
+        )
+
+    def metrics(self) -> Metrics:
+        """Everything counted so far."""
+        values, scheduler = self._metrics.values, self._scheduler
+        values.set(NUM_REQUESTS_RUNNING, scheduler.num_running)
+        values.set(NUM_REQUESTS_WAITING, scheduler.num_waiting)
+        values.set(WAITING_TOKENS, scheduler.work()[0])
+        values.set(KV_CACHE_USAGE, self._kv_usage)
+        values.set(NUM_PREEMPTIONS, scheduler.num_preemptions)
+        return values
+
     def add_request(self, frontend: str, message: AddRequest) -> None:
         """Takes a request of a front end.
 
         Raises:
-            ValueError: It cannot be run; the message says why.
+            RequestRefused: It cannot be run; the message says why.
         """
         prompt = message.prompt_token_ids
-        if not prompt or min(prompt) < 0 or max(prompt) >= self._vocab_size:
-            raise ValueError(
-                f"prompt token ids must be between 0 and {self._vocab_size - 1}, at least one"
-            )
-        key = RequestKey(frontend, message.request_id)
-        self._scheduler.add(Request(key, list(prompt), len(prompt), message.sampling))
+        request = Request(
+            RequestKey(frontend, message.request_id),
+            list(prompt),
+            len(prompt),
+            message.sampling,
+            external_id=message.external_id,
+            arrived_s=time.perf_counter(),
+        )
+        try:
+            if not prompt or min(prompt) < 0 or max(prompt) >= self._vocab_size:
+                limits = f"between 0 and {self._vocab_size - 1}, at least one"
+                raise RequestRefused("token_ids", f"prompt token ids must be {limits}")
+            self._scheduler.add(request)
+        except RequestRefused as refusal:
+            self._metrics.note_refused(refusal.reason)
+            logger.debug("request %s refused: %s", message.external_id, refusal)
+            raise
+        logger.debug("request %s: %d prompt tokens", message.external_id, len(prompt))
 
     def abort_request(self, frontend: str, request_id: int) -> None:
-        self._scheduler.abort(RequestKey(frontend, request_id))
+        request = self._scheduler.abort(RequestKey(frontend, request_id))
+        if request is not None:
+            self._note_aborted([request])
 
     def abort_all_of(self, frontend: str) -> None:
-        self._scheduler.abort_all_of(frontend)
+        self._note_aborted(self._scheduler.abort_all_of(frontend))
 
     def step(self) -> list[Produced]:
         """Computes one batch and gives the new tokens."""
+        began_s = time.perf_counter()
         scheduled = self._scheduler.schedule()
         token_ids = self._runner.execute([_chunk(item) for item in scheduled])
-        return self._scheduler.postprocess(scheduled, token_ids)
+        produced = self._scheduler.postprocess(scheduled, token_ids)
+        self._metrics.note_step(
+            began_s, time.perf_counter(), scheduled, produced, self._scheduler.admitted
+        )
+        if logger.isEnabledFor(logging.DEBUG):
+            _log_ended(produced)
+        return produced
+
+    @property
+    def _kv_usage(self) -> float:
+        return 1.0 - self._blocks.num_free / self._blocks.num_blocks
+
+    def _note_aborted(self, requests: Iterable[Request]) -> None:
+        self._metrics.note_aborted(requests)
+        for request in requests:
+            logger.debug("request %s: aborted", request.external_id)
+
+
+def _log_ended(produced: Iterable[Produced]) -> None:
+    for item in produced:
+        if item.finish_reason is not None:
+            request, reason = item.request, item.finish_reason.value
+            logger.debug(
+                "request %s: %s, %d tokens", request.external_id, reason, request.num_outputs
+            )
 
 
 def _chunk(item: Scheduled) -> Chunk:

@@ -34,13 +34,18 @@ class FrontendLink:
         self._num_sent = 0
         self._last_received = -1
 
-    def note_received(self, sequence: int) -> None:
-        """Takes a message's number; a gap is told at once, so that its requests fail."""
+    def note_received(self, sequence: int) -> int:
+        """Takes a message's number; a gap is told at once, so that its requests fail.
+
+        Returns:
+            How many messages before it were lost.
+        """
         expected = self._last_received + 1
         self._last_received = sequence
         if sequence > expected:
             logger.error("messages %d to %d from %s were lost", expected, sequence - 1, self.name)
             self.send([], lost=(expected, sequence - 1))
+        return max(0, sequence - expected)
 
     def send(self, outputs: list[RequestOutput], lost: tuple[int, int] | None = None) -> None:
         """Sends one step's outputs. A full queue loses them, which the numbers then show."""

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import queue
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from engine.checkpoints.sources import model_directory
 from engine.config import Device, ModelKind, ProcessSpec, Role, Settings
 from engine.core.engine_core import EngineCore
 from engine.core.frontend_link import FrontendLink
+from engine.core.request import RequestRefused
 from engine.core.scheduler import Produced
 from engine.errors import ProtocolError
 from engine.lifeline import Lifeline
 from engine.link import CoordinatorLink
+from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTUP_PHASE
 from engine.model.runner import Runner
 from engine.protocol import (
     TO_ENGINE,
@@ -73,8 +76,13 @@ class CoreProcess:
         self.num_requests = 0
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
+        self._began_s = time.monotonic()
+        self._load_due_s = self._metrics_due_s = 0.0
+        self._idle_wait_ms = round(settings.coordinator.metrics_interval_s * 1000)
         self._link = CoordinatorLink(
-            coordinator_endpoint, self._hello(), settings.health.heartbeat_s, self._on_membership
+            *(coordinator_endpoint, self._hello(), settings.health.heartbeat_s),
+            self._on_membership,
+            pace=settings.coordinator,
         )
 
     def stop(self) -> None:
@@ -86,6 +94,7 @@ class CoreProcess:
         """Imports, loads, allocates and warms up, telling the coordinator each phase."""
         self._link.start()
         runner = self._make_runner()
+        ended_s = {Phase.importing: time.monotonic()}
         for phase, action in (
             (Phase.loading_weights, runner.load_weights),
             (Phase.allocating_cache, runner.allocate_cache),
@@ -95,18 +104,28 @@ class CoreProcess:
                 return
             self._link.enter_phase(phase)
             action()
+            ended_s[phase] = time.monotonic()
         self._core = EngineCore(self._settings, runner)
+        for phase, phase_ended_s in ended_s.items():
+            took_s = phase_ended_s - self._began_s
+            self._core.metrics().set(STARTUP_PHASE, took_s, (phase.value,))
+            self._began_s = phase_ended_s
         self._link.enter_phase(Phase.ready, runner.remark)
         logger.info("ready")
 
     def main_loop(self) -> None:
         """Receives, steps and sends until told to stop; waits only when it has no work."""
         while not self._stopping:
-            self._receive(None if not self.num_requests else 0)
+            self._receive(0 if self.num_requests else self._idle_wait_ms)
             self.num_requests = self._core.num_requests
+            # before the step: one that hangs has to be known to be work
+            self._link.report(self._progress, self.num_requests)
+            self._report()
             if self.num_requests:
                 self._send(self._core.step())
                 self.num_requests = self._core.num_requests
+                if not self.num_requests:
+                    self._report()
             self._note_progress()
 
     def shut_down(self) -> None:
@@ -120,11 +139,23 @@ class CoreProcess:
         self._progress += 1
         self._link.report(self._progress, self.num_requests)
 
+    def _report(self) -> None:
+        """Hands load and metrics to the link when it is time, and whenever the work is done."""
+        now = time.monotonic()
+        if now >= self._load_due_s or not self.num_requests:
+            self._load_due_s = now + self._settings.coordinator.interval_s
+            self._link.report_load(self._core.load(self._rank, self._incarnation))
+        if now >= self._metrics_due_s or not self.num_requests:
+            self._metrics_due_s = now + self._settings.coordinator.metrics_interval_s
+            metrics = self._core.metrics()
+            metrics.set(CPU_SECONDS, time.process_time())
+            self._link.report_metrics(metrics.values())
+
     def _make_runner(self) -> Runner:
         if self._settings.model.kind is ModelKind.dummy:
             from engine.model.dummy_runner import DummyRunner
 
-            return DummyRunner()
+            return DummyRunner(self._settings.model.step_s)
         directory = model_directory(self._settings.model, logger.info)
         return self._torch_runner(directory)
 
@@ -159,7 +190,7 @@ class CoreProcess:
         self._memberships.put(membership)
         os.eventfd_write(self._wake, 1)
 
-    def _receive(self, timeout_ms: int | None) -> None:
+    def _receive(self, timeout_ms: int) -> None:
         ready = dict(self._poller.poll(timeout_ms))
         if self._wake in ready:
             os.eventfd_read(self._wake)
@@ -176,7 +207,9 @@ class CoreProcess:
             except ProtocolError:
                 logger.exception("message ignored")
                 continue
-            frontend.note_received(message.sequence)
+            num_lost = frontend.note_received(message.sequence)
+            if num_lost:
+                self._core.metrics().add(LOST_MESSAGES, num_lost, (frontend.name,))
             match message:
                 case AddRequest():
                     self._add(frontend, message)
@@ -187,7 +220,7 @@ class CoreProcess:
     def _add(self, frontend: FrontendLink, message: AddRequest) -> None:
         try:
             self._core.add_request(frontend.name, message)
-        except ValueError as problem:
+        except RequestRefused as problem:
             refusal = RequestOutput(message.request_id, [], FinishReason.error, 0, str(problem))
             frontend.send([refusal])
 
@@ -212,7 +245,7 @@ class CoreProcess:
                         "the coordinator has given this process up (%s): ending", member.reason
                     )
                     self._stopping = True
-            elif member.role is Role.frontend and member.endpoints:
+            elif member.role is Role.frontend:
                 alive[f"{member.name}.{member.incarnation}"] = member.endpoints
         for name in self._frontends.keys() - alive.keys():
             frontend = self._frontends.pop(name)
@@ -220,6 +253,9 @@ class CoreProcess:
             frontend.close()
             self._core.abort_all_of(name)
         for name in alive.keys() - self._frontends.keys():
-            frontend = FrontendLink(self._context, name, alive[name], self._rank, self._incarnation)
+            endpoints = alive[name]
+            if not endpoints:  # a restarted coordinator has not heard of it yet
+                continue
+            frontend = FrontendLink(self._context, name, endpoints, self._rank, self._incarnation)
             self._frontends[name] = frontend
             self._poller.register(frontend.requests, zmq.POLLIN)

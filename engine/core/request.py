@@ -5,7 +5,20 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from engine.protocol import OUTPUT_HORIZON
 from engine.sampling import SamplingParams
+
+
+class RequestRefused(ValueError):
+    """A request that cannot be run; the message says why.
+
+    Attributes:
+        reason: The kind of mistake, for counting.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RequestKey(NamedTuple):
@@ -29,6 +42,12 @@ class Request:
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
     num_preemptions: int = 0
+    external_id: str = ""
+    """What the client knows it by, for log lines."""
+    arrived_s: float = 0.0
+    """When it came, by the engine core's clock."""
+    token_s: float = 0.0
+    """When its last token was chosen; 0: it has none yet."""
     block_ids: list[int] = field(default_factory=list)
     _block_hashes: list[bytes] = field(default_factory=list)
 
@@ -39,6 +58,16 @@ class Request:
     @property
     def num_uncomputed(self) -> int:
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_to_prefill(self) -> int:
+        """Tokens to compute before its next token can be chosen, but for the step of a decode."""
+        return self.num_uncomputed - (self.num_outputs > 0)
+
+    @property
+    def num_ahead(self) -> int:
+        """Tokens still to be chosen, as far as they count as work."""
+        return min(self.sampling.max_tokens - self.num_outputs, OUTPUT_HORIZON)
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Hashes of the first blocks, each chained to the one before: it stands for its prefix.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from engine.core.block_manager import BlockManager
-from engine.core.request import Request, RequestKey
+from engine.core.request import Request, RequestKey, RequestRefused
 from engine.protocol import FinishReason
 
 
@@ -31,6 +31,46 @@ class Produced:
     finish_reason: FinishReason | None
 
 
+class WaitingRequests:
+    """Requests in the order in which they will run, and how much work they are.
+
+    The work is kept as a sum: there may be thousands, and it is asked for many times a second. None
+    of them changes while it waits.
+    """
+
+    def __init__(self) -> None:
+        self._requests: deque[Request] = deque()
+        self.num_to_prefill = 0
+        self.num_ahead = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def first(self) -> Request:
+        return self._requests[0]
+
+    def append(self, request: Request) -> None:
+        self._requests.append(request)
+        self._count(request, 1)
+
+    def put_first(self, request: Request) -> None:
+        self._requests.appendleft(request)
+        self._count(request, 1)
+
+    def remove_first(self) -> None:
+        self._count(self._requests.popleft(), -1)
+
+    def remove(self, request: Request) -> None:
+        self._requests.remove(request)
+        self._count(request, -1)
+
+    def _count(self, request: Request, sign: int) -> None:
+        # all of it, whatever has just been found in the cache
+        num_to_prefill = len(request.token_ids) - (request.num_outputs > 0)
+        self.num_to_prefill += sign * num_to_prefill
+        self.num_ahead += sign * request.num_ahead
+
+
 class Scheduler:
     """Continuous batching: running requests first, then waiting ones as they came, in a budget.
 
@@ -52,44 +92,65 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._waiting: deque[Request] = deque()
+        self._waiting = WaitingRequests()
         self._running: list[Request] = []
         self._by_key: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
+        self.admitted: list[Request] = []
 
     @property
     def num_requests(self) -> int:
         return len(self._by_key)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def work(self) -> tuple[int, int]:
+        """Tokens to prefill and tokens to choose, of all requests, as far as they count."""
+        running = self._running
+        return (
+            self._waiting.num_to_prefill + sum(request.num_to_prefill for request in running),
+            self._waiting.num_ahead + sum(request.num_ahead for request in running),
+        )
+
     def add(self, request: Request) -> None:
         """Takes a request.
 
         Raises:
-            ValueError: It could never be run, or its key is taken.
+            RequestRefused: It could never be run, or its key is taken.
         """
         if request.key in self._by_key:
-            raise ValueError(f"request {request.key} is there already")
+            raise RequestRefused("duplicate", f"request {request.key} is there already")
         if len(request.token_ids) >= self._max_model_len:
-            raise ValueError(
-                f"{len(request.token_ids)} prompt tokens leave no room in {self._max_model_len}"
-            )
+            length = f"{len(request.token_ids)} prompt tokens"
+            raise RequestRefused("too_long", f"{length} leave no room in {self._max_model_len}")
         self._by_key[request.key] = request
         self._waiting.append(request)
 
-    def abort(self, key: RequestKey) -> None:
-        """Forgets a request and frees its blocks; one that is unknown has ended meanwhile."""
+    def abort(self, key: RequestKey) -> Request | None:
+        """Forgets a request and frees its blocks; None: it is unknown, or has ended meanwhile."""
         request = self._by_key.get(key)
         if request is not None:
             (self._running if request in self._running else self._waiting).remove(request)
             self._forget(request)
+        return request
 
-    def abort_all_of(self, frontend: str) -> None:
+    def abort_all_of(self, frontend: str) -> list[Request]:
         """Forgets all requests of a front end that is gone."""
-        for key in [key for key in self._by_key if key.frontend == frontend]:
-            self.abort(key)
+        keys = [key for key in self._by_key if key.frontend == frontend]
+        return [request for key in keys if (request := self.abort(key)) is not None]
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's work; empty only if there are no requests."""
+        """The next step's work; empty only if there are no requests.
+
+        `admitted` are the requests of it that run for the first time.
+        """
+        self.admitted = []
         scheduled = list(self._schedule_running())
         budget = self._max_num_batched_tokens - sum(item.num_tokens for item in scheduled)
         scheduled += self._schedule_waiting(budget)
@@ -127,19 +188,20 @@ class Scheduler:
             self._blocks.release(victim)
             victim.num_preemptions += 1
             self.num_preemptions += 1
-            self._waiting.appendleft(victim)
+            self._waiting.put_first(victim)
             if victim is request:
                 return False
         return True
 
     def _schedule_waiting(self, budget: int) -> Iterator[Scheduled]:
         while self._waiting and budget and len(self._running) < self._max_num_seqs:
-            request = self._waiting[0]
+            request = self._waiting.first()
             if not self._blocks.admit(request):
                 return
             if not request.num_preemptions:
                 request.num_cached = request.num_computed
-            self._waiting.popleft()
+                self.admitted.append(request)
+            self._waiting.remove_first()
             self._running.append(request)
             num_tokens = min(request.num_uncomputed, budget)
             budget -= num_tokens

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from engine.frontend.errors import Draining
+from engine.frontend.errors import Draining, Overloaded
 from engine.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -14,11 +14,15 @@ class Admission:
     """Counts the requests whose answers have not been sent completely.
 
     Args:
+        max_requests: So many at most are inside at the same time.
         on_idle: Called when draining and nobody is inside.
         on_count: Called with their number whenever it changes.
     """
 
-    def __init__(self, on_idle: Callable[[], None], on_count: Callable[[int], None]) -> None:
+    def __init__(
+        self, max_requests: int, on_idle: Callable[[], None], on_count: Callable[[int], None]
+    ) -> None:
+        self._max_requests = max_requests
         self._on_idle = on_idle
         self._on_count = on_count
         self._is_draining = False
@@ -30,9 +34,13 @@ class Admission:
 
         Raises:
             Draining: Nobody comes in any more.
+            Overloaded: There are too many already.
         """
         if self._is_draining:
             raise Draining("This server is about to end.", code="draining")
+        if self.num_inside >= self._max_requests:
+            message = f"{self.num_inside} requests are in flight: frontend.max_requests."
+            raise Overloaded(message)
         self.num_inside += 1
         self._on_count(self.num_inside)
         try:

@@ -7,21 +7,26 @@ import msgspec
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from engine import __version__
+from engine.frontend import exposition
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
 from engine.frontend.body_limit import max_body_bytes
 from engine.frontend.completion import AnswerStream, Completion, whole_answer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
-from engine.frontend.errors import NotFound
+from engine.frontend.errors import InvalidRequest, NotFound
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
 from engine.frontend.limits import sampling_params, seed_source
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
 from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
+
+RANK_HEADER = "X-Data-Parallel-Rank"
+"""Pins a request to a rank."""
 
 
 def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
@@ -43,12 +48,14 @@ def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
         ("/health", api.health),
         ("/ready", api.ready),
         ("/plan", api.plan),
+        ("/metrics", api.metrics),
         ("/version", api.version),
     ):
         app.add_api_route(path, get, methods=["GET"], response_model=None, responses=errors)
+    app.add_api_route("/metrics", api.metrics, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
     limit = max_body_bytes(front_end.settings.max_model_len)
-    return Gate(app, front_end.admission, limit)
+    return Gate(app, front_end.admission, front_end.metrics, limit, _paths(app))
 
 
 class Api:
@@ -65,17 +72,19 @@ class Api:
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
         self._check_model(body.model)
+        rank = self._pinned_rank(request)
         prompt = await self._tokenizer.encode_chat([each.for_template() for each in body.messages])
         writer = ChatWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompt, writer)
+        return await self._answer(body, request, prompt, rank, writer)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """Continues a text or a list of token ids."""
         self._check_model(body.model)
+        rank = self._pinned_rank(request)
         asked = body.text_or_token_ids
         prompt = await self._tokenizer.encode_text(asked) if isinstance(asked, str) else asked
         writer = TextWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompt, writer)
+        return await self._answer(body, request, prompt, rank, writer)
 
     async def models(self) -> Response:
         """The served model."""
@@ -102,6 +111,11 @@ class Api:
         answer = await self._front_end.get_plan()
         return _json({"plan": answer.plan, "actual": answer.actual, "drift": answer.drift})
 
+    async def metrics(self) -> Response:
+        """Prometheus metrics of all processes of the deployment."""
+        text = await self._front_end.render_metrics()
+        return Response(text, headers={"content-type": exposition.CONTENT_TYPE})
+
     async def version(self) -> Response:
         """The version of Flotilla."""
         return _json({"version": __version__})
@@ -116,23 +130,47 @@ class Api:
         body: ChatCompletionRequest | CompletionRequest,
         request: Request,
         prompt_token_ids: list[int],
+        rank: int | None,
         writer: Writer,
     ) -> Response:
         sampling = sampling_params(body, prompt_token_ids, self._settings, self._seeds)
         continued = prompt_token_ids if isinstance(body, CompletionRequest) else ()
         reader = self._tokenizer.detokenizer(continued)
         transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)
-        generation = self._front_end.client.submit(prompt_token_ids, sampling)
-        completion = Completion(REQUEST_ID.get(), generation, transcript, len(prompt_token_ids))
+        generation = self._front_end.client.submit(prompt_token_ids, sampling, rank)
+        completion = Completion(
+            REQUEST_ID.get(),
+            generation,
+            transcript,
+            len(prompt_token_ids),
+            self._front_end.metrics,
+        )
         if body.stream:
             return AnswerStream(completion, writer, body.includes_usage)
         return await whole_answer(completion, writer, request.receive)
+
+    def _pinned_rank(self, request: Request) -> int | None:
+        value = request.headers.get(RANK_HEADER)
+        if value is None:
+            return None
+        is_number = value.isascii() and value.isdigit() and len(value) < 10
+        if is_number and int(value) < self._settings.dp:
+            return int(value)
+        raise InvalidRequest(
+            f"{RANK_HEADER} must be a rank, 0 to {self._settings.dp - 1}: {ascii(value[:64])}.",
+            param=RANK_HEADER,
+            code="invalid_rank",
+        )
 
     def _check_model(self, name: str) -> None:
         served = self._settings.model_name
         if name != served:
             message = f"The model {ascii(name[:64])} does not exist. Served is '{served}'."
             raise NotFound(message, param="model", code="model_not_found")
+
+
+def _paths(app: FastAPI) -> frozenset[str]:
+    return frozenset(route.path for route in app.routes if isinstance(route, Route))
 
 
 def _json(data: object, status: int = 200) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import random
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -11,14 +12,17 @@ from engine import transport
 from engine.config import BalancerPolicy
 from engine.errors import ProtocolError
 from engine.frontend import load_balancer
-from engine.frontend.errors import Unavailable
+from engine.frontend.errors import Overloaded, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.in_flight import Engine, InFlight
+from engine.frontend.load_balancer import Decision, Reason
+from engine.metrics import BALANCER_DECISIONS, Metrics
 from engine.protocol import (
     ENGINE_OUTPUTS,
     AbortRequests,
     AddRequest,
     EngineOutputs,
+    Loads,
     Member,
     ProcessState,
 )
@@ -26,6 +30,8 @@ from engine.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MAX_MESSAGES_PER_TURN = 16
+"""Taken from the engines before what they hold is sent on: a fast engine must not hold it up."""
 GREETING_INTERVAL_S = 0.02
 """Between two tries to reach an engine that has registered and is about to connect."""
 
@@ -38,7 +44,12 @@ class EngineClient:
     Args:
         requests: Bound ROUTER to the engines.
         outputs: Bound PULL from the engines.
-        silence_s: After this, an engine that has not said that it has a request is asked.
+        silence_s: After this, an engine that has not said that it has a request is asked, and loads
+            are forgotten when the coordinator says nothing.
+        first_rank: Where taking turns begins; front ends that begin at different ranks do not meet.
+
+    Attributes:
+        heard_s: When the coordinator last said something, on the loop's clock.
     """
 
     def __init__(
@@ -47,15 +58,19 @@ class EngineClient:
         outputs: zmq.Socket[bytes],
         policy: BalancerPolicy,
         silence_s: float,
+        metrics: Metrics,
+        first_rank: int = 0,
     ) -> None:
         self._requests = requests
         self._outputs = outputs
         self._policy = policy
         self._silence_s = silence_s
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(metrics)
+        self._metrics = metrics
         self._request_ids = itertools.count()
-        self._last_rank = -1
+        self._last_rank = first_rank - 1
         self._greetings: dict[Engine, asyncio.TimerHandle] = {}
+        self._next_turn: asyncio.Handle | None = None
 
     def start(self, on_reached: Callable[[], None]) -> None:
         """Listens to the engines, in the running loop.
@@ -65,6 +80,7 @@ class EngineClient:
         """
         self._on_reached = on_reached
         self._loop = asyncio.get_running_loop()
+        self.heard_s = self._loop.time()
         self._loop.add_reader(self._outputs.fileno(), self._receive)
         self._receive()  # the descriptor tells only of what comes from now on
 
@@ -74,35 +90,80 @@ class EngineClient:
         The coordinator publishes at least twice a second, so this is also where lost requests are
         looked for.
         """
+        self.heard_s = self._loop.time()
         self._in_flight.apply(members)
         for engine in self._in_flight.engines.values():
-            if engine.state is ProcessState.ready and not engine.is_reachable:
+            if engine.state is ProcessState.ready and (not engine.is_reachable or engine.is_full):
                 self._greet(engine)
             elif engine.has_unheard and self._loop.time() - engine.sent_s > self._silence_s:
                 # If the last message was lost, no later one shows the gap: this one does. An engine
                 # that is only slow has nothing to do for it.
                 self._send(engine, AbortRequests(engine.next_sequence, []))
 
+    def apply_loads(self, loads: Loads) -> None:
+        """Takes over what every rank has to do."""
+        self.heard_s = self._loop.time()
+        self._in_flight.apply_loads(loads, self.heard_s)
+
     @property
     def connected_ranks(self) -> set[int]:
         engines = self._in_flight.engines.values()
         return {engine.rank for engine in engines if engine.is_reachable}
 
-    def submit(self, prompt_token_ids: list[int], sampling: SamplingParams) -> Generation:
-        """Sends a request to the rank with the least work.
+    def submit(
+        self, prompt_token_ids: list[int], sampling: SamplingParams, pinned: int | None = None
+    ) -> Generation:
+        """Sends a request to the rank that the load balancer chooses.
+
+        Args:
+            pinned: The rank that the client wants; no other takes the request.
 
         Raises:
-            Unavailable: No rank takes it.
+            Unavailable: No rank takes it, or not the pinned one.
         """
+        now_s = self._loop.time()
+        if now_s - self.heard_s > self._silence_s:
+            self._in_flight.forget_loads()
         request_id = next(self._request_ids)
-        while work := self._in_flight.work():
-            rank = load_balancer.choose(self._policy, work, self._last_rank)
-            engine = self._in_flight.engines[rank]
+        while decision := self._choose(pinned):
+            engine = self._in_flight.engines[decision.rank]
             request = AddRequest(engine.next_sequence, request_id, prompt_token_ids, sampling)
             if self._send(engine, request):
-                self._last_rank = rank
-                return self._in_flight.add(engine, request, self._end)
-        raise Unavailable("No rank is ready for requests; see /ready.", code="no_rank_ready")
+                labels = (self._policy.value, decision.reason.value)
+                self._metrics.add(BALANCER_DECISIONS, labels=labels)
+                if pinned is None:
+                    self._last_rank = decision.rank
+                return self._in_flight.add(engine, request, self._end, now_s)
+        raise self._no_rank(pinned)
+
+    def _choose(self, pinned: int | None) -> Decision | None:
+        if pinned is not None:
+            engine = self._in_flight.engines.get(pinned)
+            is_taken = engine is not None and engine.takes_work
+            return Decision(pinned, Reason.pinned) if is_taken else None
+        candidates = self._in_flight.candidates()
+        if not candidates:
+            return None
+        number = random.getrandbits(64)
+        return load_balancer.choose(self._policy, candidates, self._last_rank, number)
+
+    def _no_rank(self, pinned: int | None) -> Unavailable:
+        """Why nobody takes a request."""
+        engines = self._in_flight.engines
+        if pinned is not None:
+            engine = engines.get(pinned)
+            if engine is None:
+                state = "unknown: it has not registered"
+            elif engine.is_full:
+                return Overloaded(f"The queue of rank {pinned} is full.")
+            elif engine.state is ProcessState.ready:
+                state = "not connected to this front end"
+            else:
+                state = engine.state.value + (f": {engine.reason}" if engine.reason else "")
+            return Unavailable(f"Rank {pinned} is {state}.", code="rank_not_ready")
+        if any(engine.is_full for engine in engines.values()):
+            return Overloaded("The queues of all ranks are full.")
+        return Unavailable("No rank is ready for requests; see /ready.", code="no_rank_ready")
 
     def end(self, reason: str) -> None:
         """Fails every request; nobody is asked any more."""
@@ -113,11 +174,13 @@ class EngineClient:
     def close(self) -> None:
         """Stops listening; the sockets stay open."""
         self._loop.remove_reader(self._outputs.fileno())
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         for timer in self._greetings.values():
             timer.cancel()
 
     def _receive(self) -> None:
-        while True:
+        for _ in range(MAX_MESSAGES_PER_TURN):
             try:
                 frame = self._outputs.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -128,6 +191,7 @@ class EngineClient:
                 logger.exception("outputs ignored")
                 continue
             self._take(outputs)
+        self._next_turn = self._loop.call_soon(self._receive)
 
     def _take(self, outputs: EngineOutputs) -> None:
         try:
@@ -146,32 +210,42 @@ class EngineClient:
             self._abort(engine, [generation])
 
     def _abort(self, engine: Engine, generations: Sequence[Generation]) -> None:
-        if generations and engine.is_reachable:
-            request_ids = [generation.request_id for generation in generations]
-            self._send(engine, AbortRequests(engine.next_sequence, request_ids))
+        """Tells an engine to give requests up, now or as soon as it can be told."""
+        if generations:
+            engine.unsent_aborts += [generation.request_id for generation in generations]
+            if engine.is_reachable and not engine.is_full:
+                self._send_aborts(engine)
 
     def _greet(self, engine: Engine) -> None:
-        """Tries to reach an engine until it has connected, with a message that asks for nothing."""
+        """Tries to reach an engine until it has connected, or reads again."""
         timer = self._greetings.pop(engine, None)
         if timer is not None:
             timer.cancel()
         is_current = self._in_flight.engines.get(engine.rank) is engine
         if is_current and engine.state is ProcessState.ready:
-            self._send(engine, AbortRequests(engine.next_sequence, []))
+            self._send_aborts(engine)
+
+    def _send_aborts(self, engine: Engine) -> None:
+        """Sends what could not be sent before; perhaps nothing, to see whether it arrives."""
+        if self._send(engine, AbortRequests(engine.next_sequence, engine.unsent_aborts)):
+            engine.unsent_aborts = []
 
     def _send(self, engine: Engine, message: AddRequest | AbortRequests) -> bool:
         try:
             transport.send(self._requests, message, engine.identity)
         except zmq.ZMQError as problem:  # not connected, or its queue is full
-            if engine.is_reachable:
+            is_full = isinstance(problem, zmq.Again)
+            if engine.is_reachable and not (is_full and engine.is_full):
                 logger.warning("rank %s cannot be reached: %s", engine.rank, problem)
-            engine.is_reachable = False
+            is_reachable = engine.is_reachable and is_full
+            self._in_flight.set_reachable(engine, is_reachable, is_full)
             timer = self._loop.call_later(GREETING_INTERVAL_S, self._greet, engine)
             self._greetings[engine] = timer
             return False
         engine.next_sequence += 1
         engine.sent_s = self._loop.time()
-        if not engine.is_reachable:
-            engine.is_reachable = True
+        was_reachable = engine.is_reachable
+        self._in_flight.set_reachable(engine, is_reachable=True, is_full=False)
+        if not was_reachable:
             self._on_reached()
         return True

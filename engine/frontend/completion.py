@@ -3,19 +3,21 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.frontend.answers import DONE, PromptTokensDetails, Usage, Writer, event
 from engine.frontend.errors import ApiError, ClientLeft, InternalError
 from engine.frontend.generation import Generation
 from engine.frontend.transcript import Transcript
+from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
 from engine.protocol import FinishReason
 from engine.wording import counted
 
 logger = logging.getLogger(__name__)
+
+_CLIENT_LEFT = "client left"
 
 
 class Completion:
@@ -23,6 +25,7 @@ class Completion:
 
     Args:
         request_id: In log lines.
+        metrics: Of the front end.
     """
 
     def __init__(
@@ -31,14 +34,17 @@ class Completion:
         generation: Generation,
         transcript: Transcript,
         num_prompt_tokens: int,
+        metrics: Metrics,
     ) -> None:
         self._request_id = request_id
         self._generation = generation
         self._transcript = transcript
         self._num_prompt_tokens = num_prompt_tokens
+        self._metrics = metrics
+        self._has_begun = False
         self._num_cached_tokens = 0
         self._start_s = time.monotonic()
-        self._outcome = "client left"
+        self._outcome = _CLIENT_LEFT
         self._is_closed = False
 
     @property
@@ -65,8 +71,12 @@ class Completion:
         try:
             outputs = await self._generation.take()
         except ApiError as problem:
-            self._outcome = problem.message
+            if not isinstance(problem, ClientLeft):
+                self._outcome = problem.message
             raise
+        if not self._has_begun:
+            self._has_begun = True
+            self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
         text = ""
         for output in outputs:
             self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
@@ -87,6 +97,8 @@ class Completion:
             return
         self._is_closed = True
         self._generation.close()
+        if self._outcome is _CLIENT_LEFT:
+            self._metrics.add(HTTP_DISCONNECTS)
         logger.info(
             "request %s: rank %s, %s, %s, %.3f s: %s",
             self._request_id,
@@ -116,45 +128,52 @@ async def whole_answer(completion: Completion, writer: Writer, receive: Receive)
         completion.close()
 
 
-class AnswerStream(StreamingResponse):
-    """The answer as server-sent events, as it is made; a client that leaves ends it."""
+class AnswerStream(Response):
+    """The answer as server-sent events, as it is made; a client that leaves ends it.
+
+    Each token costs one turn through here: nothing lies between this loop and the server.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, completion: Completion, writer: Writer, includes_usage: bool) -> None:
+        # Not the base class's, which would announce the length of a body.
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache"})
         self._completion = completion
-        events = _events(completion, writer, includes_usage)
-        super().__init__(events, headers={"Cache-Control": "no-cache"})
+        self._writer = writer
+        self._includes_usage = includes_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.create_task(_watch(receive, self._completion))
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await super().__call__(scope, receive, send)
+            await send(start)
+            end = await self._stream(send)
+            await send({"type": "http.response.body", "body": end + DONE})
         finally:
+            watch.cancel()
             self._completion.close()
 
-
-async def _events(
-    completion: Completion, writer: Writer, includes_usage: bool
-) -> AsyncIterator[bytes]:
-    """Pieces of the stream; the last holds all that is known at the end."""
-    try:
-        if first := writer.first():
-            yield first
-        text = await completion.read()
-        while completion.finish_reason is None:
-            if text:
-                yield writer.delta(text)
-            text = await completion.read()
-        end = writer.delta(text) if text else b""
-        end += writer.last(completion.finish_reason)
-        if includes_usage:
-            end += writer.usage(completion.usage)
-        yield end + DONE
-    except ApiError as problem:
-        yield event(problem.body()) + DONE
-    except Exception:  # the status has been sent: the stream must say it
-        logger.exception("a stream failed")
-        yield event(InternalError().body()) + DONE
+    async def _stream(self, send: Send) -> bytes:
+        """Sends events as outputs come; the last ones, with all that is known at the end."""
+        completion, writer = self._completion, self._writer
+        try:
+            events = writer.first()
+            while True:
+                if events:
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                text = await completion.read()
+                events = writer.delta(text) if text else b""
+                if completion.finish_reason is not None:
+                    events += writer.last(completion.finish_reason)
+                    return events + writer.usage(completion.usage) * self._includes_usage
+        except ApiError as problem:
+            return event(problem.body())
+        except Exception:  # the status has been sent: the stream must say it
+            logger.exception("a stream failed")
+            return event(InternalError().body())
 
 
 async def _watch(receive: Receive, completion: Completion) -> None:

@@ -75,6 +75,13 @@ class Unavailable(ApiError):
     headers = {"Retry-After": "1"}
 
 
+class Overloaded(Unavailable):
+    """A limit of what waits or runs at the same time is reached."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="overloaded")
+
+
 class Draining(Unavailable):
     """This deployment is about to end; another one may listen on the same address soon."""
 

@@ -2,19 +2,36 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
 
 from engine.config import Settings
+from engine.frontend import exposition
 from engine.frontend.admission import Admission
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Unavailable
 from engine.frontend.readiness import Readiness, readiness
 from engine.link import CoordinatorLink
+from engine.metrics import (
+    COORDINATOR_AGE,
+    CPU_SECONDS,
+    HTTP_IN_FLIGHT,
+    MEMBERSHIP_EPOCH,
+    STARTUP_PHASE,
+    Metrics,
+)
 from engine.protocol import (
     DeploymentState,
     Drained,
+    Loads,
     Member,
     Membership,
+    MetricsReport,
+    MetricsSnapshot,
     Phase,
     PlanAnswer,
     ProcessState,
@@ -23,11 +40,14 @@ from engine.protocol import (
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class FrontEnd:
     """What a front end knows, and its link to the coordinator. Made in its event loop.
 
     Attributes:
+        metrics: What this process counts.
         admission: Lets requests in until the deployment drains.
         ended: Set when the process shall end.
         failure: Why it ends, if that is an error.
@@ -39,10 +59,13 @@ class FrontEnd:
         coordinator_endpoint: str,
         register: Register,
         client: EngineClient,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.client = client
-        self.admission = Admission(self._report_drained, self._report_count)
+        self.metrics = metrics
+        max_requests = settings.frontend.max_requests
+        self.admission = Admission(max_requests, self._report_drained, self._report_count)
         self.ended = asyncio.Event()
         self.failure = ""
         self._register = register
@@ -50,26 +73,70 @@ class FrontEnd:
         self._membership: Membership | None = None
         self._was_ready = False
         self._is_listening = False
+        self._phase, self._phase_start_s = Phase.importing, time.monotonic()
+        self._snapshot = MetricsSnapshot([])
+        self._snapshot_s = time.monotonic()
         self.link = CoordinatorLink(
-            coordinator_endpoint, register, settings.health.heartbeat_s, self._on_membership
+            coordinator_endpoint,
+            register,
+            settings.health.heartbeat_s,
+            self._in_loop(self._apply),
+            on_loads=self._in_loop(self._apply_loads),
+            on_metrics=self._in_loop(self._take_snapshot),
+            pace=settings.coordinator,
         )
+
+    def start(self) -> None:
+        """Speaks with the coordinator from now on."""
+        self.link.start()
+        self._report_metrics()
+
+    def enter_phase(self, phase: Phase) -> None:
+        """Tells the coordinator what the process does now."""
+        now_s = time.monotonic()
+        self.metrics.set(STARTUP_PHASE, now_s - self._phase_start_s, (self._phase.value,))
+        self._phase, self._phase_start_s = phase, now_s
+        self.link.enter_phase(phase)
 
     def start_listening(self) -> None:
         """The HTTP server takes requests from now on."""
         self._is_listening = True
-        self.link.enter_phase(Phase.connecting)
+        self.enter_phase(Phase.connecting)
         self.note_readiness()
 
     def readiness(self) -> Readiness:
         """Whether requests can be answered now."""
-        connected = self.client.connected_ranks
-        return readiness(self._membership, self.settings.dp, connected, self._was_ready)
+        return readiness(
+            self._membership,
+            self.settings.dp,
+            self.client.connected_ranks,
+            self._was_ready,
+            self.settings.health.min_ranks,
+        )
 
     def note_readiness(self) -> None:
         """Tells the coordinator when requests can be answered for the first time."""
         if self._is_listening and not self._was_ready and self.readiness().ready:
             self._was_ready = True
-            self.link.enter_phase(Phase.ready)
+            self.enter_phase(Phase.ready)
+
+    async def render_metrics(self) -> bytes:
+        """All processes' metrics as Prometheus reads them; this process's are of this moment."""
+        age_s = time.monotonic() - self._snapshot_s
+        reports = [
+            msgspec.structs.replace(report, age_s=report.age_s + age_s)
+            for report in self._snapshot.processes
+            if report.name != self._register.name
+        ]
+        self._measure()
+        own = self._register
+        values = self.metrics.values()
+        reports.append(MetricsReport(own.name, own.incarnation, own.role, None, values))
+        members = self._membership.members if self._membership else []
+        # In a thread: a thousand ranks take a second, in which tokens must go on flowing.
+        return await asyncio.to_thread(
+            exposition.render, self.settings.model_name, reports, members
+        )
 
     async def get_plan(self) -> PlanAnswer:
         """The plan and what became of it.
@@ -99,10 +166,37 @@ class FrontEnd:
         with suppress(RuntimeError):  # the loop is closed: it has ended
             self._loop.call_soon_threadsafe(self.end, reason)
 
-    def _on_membership(self, membership: Membership) -> None:
-        """Called in the link's thread."""
-        with suppress(RuntimeError):  # as above
-            self._loop.call_soon_threadsafe(self._apply, membership)
+    def _in_loop(self, call: Callable[[T], None]) -> Callable[[T], None]:
+        """The call for the link's thread: made in the loop."""
+
+        def call_soon(message: T) -> None:
+            with suppress(RuntimeError):  # as above
+                self._loop.call_soon_threadsafe(call, message)
+
+        return call_soon
+
+    def _apply_loads(self, loads: Loads) -> None:
+        if not self.ended.is_set():
+            self.client.apply_loads(loads)
+
+    def _take_snapshot(self, snapshot: MetricsSnapshot) -> None:
+        self._snapshot, self._snapshot_s = snapshot, time.monotonic()
+
+    def _report_metrics(self) -> None:
+        """Tells the coordinator the metrics, now and again and again."""
+        if self.ended.is_set():
+            return
+        self._measure()
+        self.link.report_metrics(self.metrics.values())
+        self._loop.call_later(self.settings.coordinator.metrics_interval_s, self._report_metrics)
+
+    def _measure(self) -> None:
+        """Sets the metrics that nobody counts."""
+        metrics = self.metrics
+        metrics.set(HTTP_IN_FLIGHT, self.admission.num_inside)
+        metrics.set(COORDINATOR_AGE, self._loop.time() - self.client.heard_s)
+        metrics.set(MEMBERSHIP_EPOCH, self._membership.epoch if self._membership else 0)
+        metrics.set(CPU_SECONDS, time.process_time())
 
     def _apply(self, membership: Membership) -> None:
         if self.ended.is_set():

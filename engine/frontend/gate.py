@@ -1,8 +1,10 @@
-"""The outermost layer of the HTTP server: who gets in, and under which name."""
+"""The outermost layer of the HTTP server: who gets in, under which name, and what is counted."""
 
 import logging
 import re
 import secrets
+import time
+from collections.abc import Collection
 from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,13 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.frontend.admission import Admission
 from engine.frontend.body_limit import limited
 from engine.frontend.error_responses import error_response
-from engine.frontend.errors import Draining
+from engine.frontend.errors import Unavailable
+from engine.metrics import HTTP_RECEIVED, HTTP_REQUEST_TIME, HTTP_REQUESTS, HTTP_SENT, Metrics
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 """Of the request that the current task answers."""
 _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
+_OTHER_ROUTE = "other"
 
 
 class Gate:
@@ -27,36 +31,79 @@ class Gate:
 
     Args:
         max_body_bytes: A longer body is not read to its end.
+        routes: Paths that are counted each by itself; all others together.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        metrics: Metrics,
+        max_body_bytes: int,
+        routes: Collection[str],
+    ) -> None:
         self._app = app
         self._admission = admission
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
         REQUEST_ID.set(request_id)  # each request has a task of its own, and so its own context
-        header = (b"x-request-id", request_id.encode())
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], header]
-            await send(message)
-
-        receive = limited(scope, receive, self._max_body_bytes)
+        exchange = _Exchange(request_id, send, self._metrics)
+        receive = self._counted(limited(scope, receive, self._max_body_bytes))
+        start_s = time.monotonic()
         if scope["method"] == "HEAD":  # in the server's own scope it stays: it leaves the body out
             scope = {**scope, "method": "GET"}
         try:
             if scope["method"] == "POST":
                 with self._admission.entered():
-                    await self._app(scope, receive, send_with_id)
+                    await self._app(scope, receive, exchange.send)
             else:
-                await self._app(scope, receive, send_with_id)
-        except Draining as refusal:
-            await error_response(refusal)(scope, receive, send_with_id)
+                await self._app(scope, receive, exchange.send)
+        except Unavailable as refusal:
+            await error_response(refusal)(scope, receive, exchange.send)
         except Exception:  # answered with status 500 already
             logger.exception("request %s failed", request_id)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else _OTHER_ROUTE
+            self._metrics.add(HTTP_REQUESTS, labels=(route, exchange.status))
+            seconds = time.monotonic() - start_s
+            self._metrics.observe(HTTP_REQUEST_TIME, seconds, labels=(route,))
+
+    def _counted(self, receive: Receive) -> Receive:
+        async def receive_counted() -> Message:
+            message = await receive()
+            self._metrics.add(HTTP_RECEIVED, len(message.get("body", b"")))
+            return message
+
+        return receive_counted
+
+
+class _Exchange:
+    """Sends one response, with the request's id in its header.
+
+    Attributes:
+        status: As a label: `200`, or `none` while nothing has been sent.
+    """
+
+    __slots__ = ("_metrics", "_request_id", "_send", "status")
+
+    def __init__(self, request_id: str, send: Send, metrics: Metrics) -> None:
+        self._request_id = request_id
+        self._send = send
+        self._metrics = metrics
+        self.status = "none"
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = str(message["status"])
+            header = (b"x-request-id", self._request_id.encode())
+            message["headers"] = [*message["headers"], header]
+        else:
+            self._metrics.add(HTTP_SENT, len(message.get("body", b"")))
+        await self._send(message)
 
 
 def _request_id(scope: Scope) -> str:

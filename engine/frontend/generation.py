@@ -16,6 +16,7 @@ class Generation:
 
     Attributes:
         sequence: Number of the `AddRequest` that asked for it.
+        sent_s: When it was sent.
         work: What it still costs its rank, for the load balancer.
     """
 
@@ -29,16 +30,22 @@ class Generation:
         "_waiter",
         "rank",
         "request_id",
+        "sent_s",
         "sequence",
         "work",
     )
 
     def __init__(
-        self, rank: int, request: AddRequest, on_close: Callable[["Generation"], None]
+        self,
+        rank: int,
+        request: AddRequest,
+        on_close: Callable[["Generation"], None],
+        sent_s: float,
     ) -> None:
         self.rank = rank
         self.request_id = request.request_id
         self.sequence = request.sequence
+        self.sent_s = sent_s
         self._num_prompt_tokens = len(request.prompt_token_ids)
         self._num_output_tokens = 0
         self._max_tokens = request.sampling.max_tokens

@@ -5,15 +5,20 @@ once and is never waited for.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from engine.frontend.errors import ApiError, Draining, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
+from engine.frontend.load_balancer import RankWork
 from engine.frontend.readiness import newest_engines
+from engine.metrics import LOST_MESSAGES, Metrics
 from engine.protocol import (
     AddRequest,
     EngineOutputs,
     FinishReason,
+    Loads,
     Member,
     ProcessState,
     RequestOutput,
@@ -28,12 +33,16 @@ class Engine:
     """What a front end knows of one engine process.
 
     Attributes:
-        is_reachable: The last message to it could be sent.
+        reason: Why it is suspect or lost.
+        is_reachable: It is connected.
+        is_full: Its queue took no more.
+        unsent_aborts: Requests that it shall give up, and that it could not be told of.
         next_sequence: Number of the next message to it.
         sent_s: When the last message to it was sent.
         acknowledged: Number of the last message that it says it has.
         expected: Number of the next outputs from it.
-        work: Sum over its generations.
+        work: What it has to do; `own` is the sum over its generations.
+        report_s: When it reported its load; what was sent later is not in there.
     """
 
     def __init__(self, rank: int, incarnation: int) -> None:
@@ -41,17 +50,30 @@ class Engine:
         self.incarnation = incarnation
         self.identity = engine_identity(rank, incarnation)
         self.state = ProcessState.starting
+        self.reason = ""
         self.is_reachable = False
+        self.is_full = False
+        self.unsent_aborts: list[int] = []
         self.next_sequence = 0
         self.sent_s = 0.0
         self.acknowledged = -1
         self.expected = 0
-        self.work = 0
+        self.work = RankWork(rank)
+        self.report_s = -math.inf
         self.generations: dict[int, Generation] = {}
 
     @property
     def takes_work(self) -> bool:
-        return self.state is ProcessState.ready and self.is_reachable
+        return self.state is ProcessState.ready and self.is_reachable and not self.is_full
+
+    def is_unreported(self, generation: Generation) -> bool:
+        return generation.sent_s > self.report_s
+
+    def change_work(self, generation: Generation, change: int) -> None:
+        """Notes that a generation makes more or less work than before."""
+        self.work.own += change
+        if generation.sent_s > self.report_s:
+            self.work.unreported += change
 
     @property
     def has_unheard(self) -> bool:
@@ -63,12 +85,15 @@ class Engine:
 class InFlight:
     """All engines, of each rank the newest incarnation, and what each works on."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self.engines: dict[int, Engine] = {}
+        self._metrics = metrics
+        self._candidates: list[RankWork] | None = None
 
     def apply(self, members: Iterable[Member]) -> None:
         """Takes over who is there. Requests at engines that are lost, gone or replaced fail."""
         newest = newest_engines(members)
+        self._candidates = None
         for rank in self.engines.keys() - newest.keys():
             self.fail(self.engines.pop(rank), "it has left the deployment")
         for rank, member in newest.items():
@@ -77,21 +102,55 @@ class InFlight:
                 if engine is not None:
                     self.fail(engine, "it was started anew")
                 engine = self.engines[rank] = Engine(rank, member.incarnation)
-            engine.state = member.state
+            engine.state, engine.reason = member.state, member.reason
             if member.state is ProcessState.lost:
                 self.fail(engine, member.reason)
 
-    def work(self) -> dict[int, int]:
-        """Work in flight at each rank that takes new requests."""
-        return {rank: engine.work for rank, engine in self.engines.items() if engine.takes_work}
+    def apply_loads(self, loads: Loads, now_s: float) -> None:
+        """Takes over what the ranks report, all of them."""
+        silent = self.engines.keys() - {load.rank for load in loads.ranks}
+        for rank in silent:
+            _forget_load(self.engines[rank])
+        for load in loads.ranks:
+            engine = self.engines.get(load.rank)
+            if engine is None or engine.incarnation != load.incarnation:
+                continue
+            # What was sent during the step before the report may not be in it.
+            engine.report_s = now_s - load.age_s - load.step_s
+            engine.work.reported = load.waiting_tokens + load.output_tokens
+            engine.work.unreported = sum(
+                each.work
+                for each in takewhile(engine.is_unreported, reversed(engine.generations.values()))
+            )
+
+    def forget_loads(self) -> None:
+        """Nobody reports any more: the own requests alone count."""
+        for engine in self.engines.values():
+            _forget_load(engine)
+
+    def set_reachable(self, engine: Engine, is_reachable: bool, is_full: bool) -> None:
+        if (engine.is_reachable, engine.is_full) != (is_reachable, is_full):
+            engine.is_reachable, engine.is_full = is_reachable, is_full
+            self._candidates = None
+
+    def candidates(self) -> list[RankWork]:
+        """The ranks that take new requests, in ascending order."""
+        if self._candidates is None:
+            takers = [engine.work for engine in self.engines.values() if engine.takes_work]
+            self._candidates = sorted(takers, key=lambda work: work.rank)
+        return self._candidates
 
     def add(
-        self, engine: Engine, request: AddRequest, on_close: Callable[[Generation], None]
+        self,
+        engine: Engine,
+        request: AddRequest,
+        on_close: Callable[[Generation], None],
+        now_s: float,
     ) -> Generation:
         """Notes a request that was sent to an engine."""
-        generation = Generation(engine.rank, request, on_close)
+        generation = Generation(engine.rank, request, on_close, now_s)
         engine.generations[request.request_id] = generation
-        engine.work += generation.work
+        engine.change_work(generation, generation.work)
         return generation
 
     def remove(self, generation: Generation) -> Engine | None:
@@ -114,6 +173,8 @@ class InFlight:
         expected, engine.expected = engine.expected, outputs.sequence + 1
         engine.acknowledged = outputs.acknowledged
         if outputs.sequence != expected:
+            num_lost = outputs.sequence - expected
+            self._metrics.add(LOST_MESSAGES, num_lost, (f"engine-{engine.rank}",))
             problem = f"outputs {expected} to {outputs.sequence - 1} were lost"
             logger.error("engine %s.%s: %s", engine.rank, engine.incarnation, problem)
             return self.fail(engine, problem)
@@ -172,9 +233,9 @@ def _deliver(engine: Engine, generation: Generation, output: RequestOutput) -> N
             _drop(engine, generation)
             generation.deliver(output)
         case None:
-            engine.work -= generation.work
+            before = generation.work
             generation.deliver(output)
-            engine.work += generation.work
+            engine.change_work(generation, generation.work - before)
 
 
 def _fail(engine: Engine, generation: Generation, reason: str) -> None:
@@ -189,4 +250,10 @@ def _fail_with(engine: Engine, generation: Generation, problem: ApiError) -> Non
 
 def _drop(engine: Engine, generation: Generation) -> None:
     del engine.generations[generation.request_id]
-    engine.work -= generation.work
+    engine.change_work(generation, -generation.work)
+
+
+def _forget_load(engine: Engine) -> None:
+    engine.report_s = -math.inf
+    engine.work.reported = 0
+    engine.work.unreported = engine.work.own

@@ -13,12 +13,13 @@ import uvloop
 import zmq
 
 from engine import __version__, transport
-from engine.config import ModelOptions, ProcessSpec, Settings
+from engine.config import ModelOptions, ProcessSpec, Role, Settings
 from engine.errors import EngineError
 from engine.frontend.client import EngineClient
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.tokenizer import Tokenizer
 from engine.lifeline import Lifeline
+from engine.metrics import Metrics
 from engine.protocol import Phase, Register
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,18 @@ def run(
         _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
     ):
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
+        metrics = Metrics(Role.frontend)
         client = EngineClient(
-            requests, outputs, settings.balancer.policy, settings.health.silence_s
+            requests,
+            outputs,
+            settings.balancer.policy,
+            settings.health.silence_s,
+            metrics,
+            first_rank=_first_rank(process, settings),
         )
         register = _register(process, incarnation, endpoints)
-        uvloop.run(_live(settings, coordinator_endpoint, register, client, lifeline, sockets))
+        told = (settings, coordinator_endpoint, register)
+        uvloop.run(_live(*told, client, metrics, lifeline, sockets))
 
 
 async def _live(
@@ -65,12 +73,13 @@ async def _live(
     coordinator_endpoint: str,
     register: Register,
     client: EngineClient,
+    metrics: Metrics,
     lifeline: Lifeline,
     sockets: Sequence[socket.socket],
 ) -> None:
-    front_end = FrontEnd(settings, coordinator_endpoint, register, client)
+    front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics)
     client.start(front_end.note_readiness)
-    front_end.link.start()
+    front_end.start()
     lifeline.watch(
         lambda: front_end.end_from_thread("told by the launcher"),
         grace_s=settings.health.stop_s * GRACE,
@@ -89,8 +98,8 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
     from engine.frontend.app import make_app
     from engine.frontend.server import Server
 
-    link, settings = front_end.link, front_end.settings
-    link.enter_phase(Phase.loading_tokenizer)
+    settings = front_end.settings
+    front_end.enter_phase(Phase.loading_tokenizer)
     tokenizer = await asyncio.to_thread(_load_tokenizer, settings.model)
     server = Server(
         make_app(front_end, tokenizer),
@@ -100,6 +109,12 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
     )
     if not front_end.ended.is_set():
         await server.serve_until(front_end.ended, sockets)
+
+
+def _first_rank(process: ProcessSpec, settings: Settings) -> int:
+    """Where the front end begins to take turns: as far from the others as can be."""
+    index = int(process.name.rpartition("-")[2])
+    return index * settings.dp // settings.frontend.count % settings.dp
 
 
 def _load_tokenizer(model: ModelOptions) -> Tokenizer:

@@ -33,20 +33,24 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def readiness(
-    membership: Membership | None, dp: int, connected_ranks: Collection[int], was_ready: bool
+    membership: Membership | None,
+    dp: int,
+    connected_ranks: Collection[int],
+    was_ready: bool,
+    min_ranks: int,
 ) -> Readiness:
     """What `GET /ready` answers.
 
     Args:
         connected_ranks: Those that this front end can send requests to.
-        was_ready: Every rank has been ready once: from then on one is enough.
+        was_ready: Every rank has been ready once: from then on `min_ranks` are enough.
     """
     engines = newest_engines(membership.members if membership else ())
     absent = [_absentee(rank, engines.get(rank), connected_ranks) for rank in range(dp)]
     ready_ranks = [rank for rank in range(dp) if absent[rank] is None]
     suspect = _in_state(absent, ProcessState.suspect)
     lost = _in_state(absent, ProcessState.lost)
-    reason = _reason(membership, len(ready_ranks), dp, was_ready)
+    reason = _reason(membership, len(ready_ranks), dp, min(min_ranks, dp) if was_ready else dp)
     return Readiness(
         ready=not reason,
         reason=reason,
@@ -84,11 +88,12 @@ def _in_state(absent: Iterable[Absentee | None], state: ProcessState) -> list[Ab
     return [each for each in absent if each and each.state == state.value]
 
 
-def _reason(membership: Membership | None, num_ready: int, dp: int, was_ready: bool) -> str:
+def _reason(membership: Membership | None, num_ready: int, dp: int, num_wanted: int) -> str:
     if membership is None:
         return "the coordinator has not answered yet"
     if membership.state is DeploymentState.draining:
         return "draining: no new requests are taken"
-    if num_ready < (1 if was_ready else dp):
-        return f"{num_ready} of {counted(dp, 'rank')} ready"
+    if num_ready < num_wanted:
+        wanted = "" if num_wanted == dp else f", {num_wanted} are needed (health.min_ranks)"
+        return f"{num_ready} of {counted(dp, 'rank')} ready{wanted}"
     return ""

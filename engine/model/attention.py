@@ -25,6 +25,8 @@ MAX_GROUP_SCORES = 1 << 21
 """Most attention scores per query head of one group: bounds scratch memory, keeps it cached."""
 MAX_GROUP_CONTEXT = 4096
 """Most context tokens in one group of several tiles: what is gathered is used while cached."""
+_CACHE_LINE = 64
+"""Bytes; what straddles two lines is read in twice the time."""
 _CONTEXT_STEP = 1.25
 """Contexts in one group differ by this factor at most: at most a fifth of them is padding."""
 _CONTEXT_SLACK = 64
@@ -69,7 +71,9 @@ def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes its zeros; numpy has them from the operating system, page by page
     num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+    memory = np.zeros(num_bytes + _CACHE_LINE, dtype=np.uint8)
+    begin = -memory.ctypes.data % _CACHE_LINE
+    return torch.from_numpy(memory[begin : begin + num_bytes]).view(dtype).view(shape)
 
 
 @dataclass(slots=True)

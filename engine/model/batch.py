@@ -56,6 +56,7 @@ def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int
         tile_tokens: Most tokens of a tile that begins at the position it is given.
     """
     tiles = [tile for index, chunk in enumerate(chunks) for tile in _cut(index, chunk, tile_tokens)]
+    tables: dict[int, Ints] = {}
     tiles.sort(key=lambda tile: (tile.length, tile.start))
     token_ids: list[int] = []
     positions: list[npt.ArrayLike] = []
@@ -72,7 +73,9 @@ def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int
             slots.append((block * block_size + tile.start % block_size,))
         else:
             span = np.arange(tile.start, tile.context)
-            blocks = np.asarray(chunk.block_ids)
+            if tile.chunk not in tables:
+                tables[tile.chunk] = np.asarray(chunk.block_ids)
+            blocks = tables[tile.chunk]
             positions.append(span)
             slots.append(blocks[span // block_size] * block_size + span % block_size)
         if tile.context == chunk.start + len(chunk.token_ids):

@@ -68,6 +68,8 @@ class Operators(Protocol):
     """For logs: which operators these are."""
     remark: str
     """What the user should know about them, or ""."""
+    has_own_threads: bool
+    """Whether they compute in other threads than torch's."""
 
     def linear(
         self,
@@ -88,7 +90,10 @@ class Operators(Protocol):
     def attention(self) -> Attention: ...
 
     def best(self, logits: torch.Tensor) -> torch.Tensor:
-        """Index of the largest of each row, the first of equals: [rows, V] to [rows], int64."""
+        """Index of the largest of each row, the first of equals: [rows, V] to [rows], int64.
+
+        Any index where a row has NaN.
+        """
         ...
 
 

@@ -12,6 +12,7 @@ class TorchOperators:
     """Makes the layers of one model."""
 
     name = "torch"
+    has_own_threads = False
 
     def __init__(
         self, settings: Settings, dtype: torch.dtype, device: torch.device, remark: str = ""

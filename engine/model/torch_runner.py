@@ -66,6 +66,9 @@ class TorchRunner:
             self._model = Llama(
                 self._settings.facts, weights, operators, self._attention, self._on_layer
             )
+        if operators.has_own_threads:
+            # torch's would go on spinning beside them after each of its few operators
+            torch.set_num_threads(1)
 
     def allocate_cache(self) -> None:
         num_blocks = self._settings.cache.num_blocks

@@ -44,6 +44,17 @@ class Executor(Protocol):
         """Waits until a process ends."""
         ...
 
+    async def restart(self, name: str) -> int:
+        """Starts a process that has ended again: the same place, the same listening sockets.
+
+        Returns:
+            Its new incarnation, one more than before.
+
+        Raises:
+            StartFailed: It could not be started at all.
+        """
+        ...
+
     def log_tail(self, name: str, num_lines: int) -> list[str]:
         """The last lines that a process logged."""
         ...

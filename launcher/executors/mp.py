@@ -14,7 +14,7 @@ import msgspec
 
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
-from engine.lifeline import frame
+from engine.lifeline import FAREWELL, frame
 from launcher.errors import StartFailed
 from launcher.executors.base import Exit
 from launcher.executors.listening import listen, url
@@ -32,6 +32,7 @@ _TRIM_INTERVAL_S = 10.0
 
 @dataclass(slots=True)
 class _Child:
+    incarnation: int
     process: asyncio.subprocess.Process
     lifeline: int
     """The launcher's end: closing it tells the child to end."""
@@ -44,6 +45,7 @@ class MpExecutor:
         self._plan = plan
         self._directory = RunDirectory(plan.name)
         self._sockets: list[socket.socket] = []
+        self._private_sockets: dict[str, socket.socket] = {}
         self._children: dict[str, _Child] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
@@ -60,10 +62,18 @@ class MpExecutor:
     async def start(self) -> None:
         self._trimmer = asyncio.create_task(self._trim_logs())
         for process in self._plan.processes:
-            await self._spawn(process)
+            await self._spawn(process, incarnation=1)
 
     async def next_exit(self) -> Exit:
         return await self._exits.get()
+
+    async def restart(self, name: str) -> int:
+        ended = self._children[name]
+        os.close(ended.lifeline)
+        ended.lifeline = -1
+        spec = next(process for process in self._plan.processes if process.name == name)
+        await self._spawn(spec, ended.incarnation + 1)
+        return ended.incarnation + 1
 
     def log_tail(self, name: str, num_lines: int) -> list[str]:
         with contextlib.suppress(OSError), open(self.log_path(name), "rb") as log:
@@ -77,6 +87,9 @@ class MpExecutor:
     async def stop(self, grace_s: float) -> None:
         for child in self._children.values():
             if child.lifeline >= 0:
+                os.set_blocking(child.lifeline, False)
+                with contextlib.suppress(OSError):  # it is gone, or has not read what it is to be
+                    os.write(child.lifeline, FAREWELL)
                 os.close(child.lifeline)
                 child.lifeline = -1
         if self._trimmer is not None:
@@ -93,18 +106,19 @@ class MpExecutor:
         self._watchers.clear()
 
     def release(self, keep_logs: bool) -> None:
-        for bound in self._sockets:
+        for bound in (*self._sockets, *self._private_sockets.values()):
             bound.close()
         self._sockets.clear()
+        self._private_sockets.clear()
         self._directory.remove(keep_logs)
 
-    async def _spawn(self, spec: ProcessSpec) -> None:
+    async def _spawn(self, spec: ProcessSpec, incarnation: int) -> None:
         listening = self._listening(spec)
         launch = Launch(
             process=spec,
             settings=self._plan.settings,
             coordinator_endpoint=self.coordinator_endpoint,
-            incarnation=1,
+            incarnation=incarnation,
             listen_fds=tuple(bound.fileno() for bound in listening),
             run_directory=str(self._directory.path),
         )
@@ -125,25 +139,28 @@ class MpExecutor:
         finally:
             os.close(theirs)
             os.close(log)
-            for bound in listening[1:]:
-                bound.close()
-        self._children[spec.name] = _Child(process, ours)
-        self._watchers.append(asyncio.create_task(self._watch(spec.name, process)))
+        self._children[spec.name] = _Child(incarnation, process, ours)
+        self._watchers.append(asyncio.create_task(self._watch(spec.name, incarnation, process)))
         with contextlib.suppress(BrokenPipeError):  # it died already: the watcher tells
             await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
 
     def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
-        """What a front end listens on: its TCP socket, and a private unix socket."""
+        """What a front end listens on: its TCP socket, and a private unix socket.
+
+        Both stay open here, so that connections wait for a front end that is started again.
+        """
         if spec.role is not Role.frontend:
             return []
         index = int(spec.name.rpartition("-")[2])
-        private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = self._directory.path / f"{spec.name}.http"
-        private.bind(str(path))
-        path.chmod(0o600)
-        private.listen()
-        self.private_addresses.append(str(path))
-        return [self._sockets[index], private]
+        if spec.name not in self._private_sockets:
+            private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._private_sockets[spec.name] = private
+            path = self._directory.path / f"{spec.name}.http"
+            private.bind(str(path))
+            path.chmod(0o600)
+            private.listen()
+            self.private_addresses.append(str(path))
+        return [self._sockets[index], self._private_sockets[spec.name]]
 
     async def _trim_logs(self) -> None:
         """Keeps logs from filling the run directory, which may be memory.
@@ -157,10 +174,12 @@ class MpExecutor:
                     await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
                     os.truncate(log, 0)  # the process appends to it
 
-    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _watch(
+        self, name: str, incarnation: int, process: asyncio.subprocess.Process
+    ) -> None:
         code = await process.wait()
         reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        self._exits.put_nowait(Exit(name, 1, reason))
+        self._exits.put_nowait(Exit(name, incarnation, reason))
 
 
 def _thread_environment(spec: ProcessSpec) -> dict[str, str]:

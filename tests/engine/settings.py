@@ -14,8 +14,10 @@ from engine.config import (
     FrontendOptions,
     HealthOptions,
     Kernels,
+    LogOptions,
     ModelKind,
     ModelOptions,
+    RestartOptions,
     Settings,
 )
 
@@ -42,6 +44,8 @@ def make_settings(directory: Path, **changes: Any) -> Settings:
         balancer=BalancerOptions(),
         health=HealthOptions(),
         coordinator=CoordinatorOptions(),
+        restart=RestartOptions(),
+        log=LogOptions(),
         drain_s=5.0,
     )
     return replace(settings, **changes)

@@ -3,29 +3,56 @@
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+import msgspec
 import pytest
 
-from engine.config import HealthOptions, ProcessSpec, Role
+from engine.config import CoordinatorOptions, HealthOptions, ProcessSpec, Role
 from engine.coordinator.process import Coordinator
 from engine.link import CoordinatorLink
-from engine.protocol import Member, Membership, Phase, ProcessState, Register
+from engine.metrics import MetricValue
+from engine.protocol import (
+    ENCODER,
+    ApplyPlan,
+    Loads,
+    Member,
+    Membership,
+    MetricsSnapshot,
+    Phase,
+    ProcessExited,
+    ProcessState,
+    Published,
+    RankLoad,
+    Register,
+)
 from tests.engine.settings import dummy_settings
 
+T = TypeVar("T")
 DEADLINE_S = 10.0
 HEARTBEAT_S = 0.05
 SILENCE_S = 1.0
 """Far more than a heartbeat, on a busy machine too."""
-HELLO = Register("engine-0", 1, Role.engine, 0, "head", 1, [], {}, {})
+HELLO = Register("frontend-0", 1, Role.frontend, None, "head", 1, [], {}, {})
+ENGINE = Register("engine-0", 1, Role.engine, 0, "head", 1, [], {}, {})
+PLAN = ApplyPlan(
+    [
+        ProcessSpec(name="frontend-0", role=Role.frontend, node="head"),
+        ProcessSpec(name="engine-0", role=Role.engine, node="head", rank=0),
+    ],
+    msgspec.Raw(ENCODER.encode("a plan")),
+    incarnations={"frontend-0": 1, "engine-0": 1},
+)
+PACE = CoordinatorOptions(interval_s=0.02, metrics_interval_s=0.05)
 
 
 class Coordinating:
     """A coordinator in a thread, until `close`."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, incarnation: int = 1) -> None:
         head = ProcessSpec(name="coordinator", role=Role.coordinator, node="head")
-        settings = dummy_settings(health=HealthOptions(silence_s=SILENCE_S))
-        self._coordinator = Coordinator(head, settings, endpoint, 1)
+        settings = dummy_settings(health=HealthOptions(silence_s=SILENCE_S), coordinator=PACE)
+        self._coordinator = Coordinator(head, settings, endpoint, incarnation)
         self._thread = threading.Thread(target=self._coordinator.main_loop)
         self._thread.start()
 
@@ -36,34 +63,47 @@ class Coordinating:
 
 
 class Linked:
-    """A link and the memberships it has told."""
+    """A link and what it has told."""
 
-    def __init__(self, endpoint: str, hello: Register = HELLO) -> None:
+    def __init__(self, endpoint: str, hello: Register | ApplyPlan = HELLO) -> None:
         self._changed = threading.Condition()
-        self._memberships: list[Membership] = []
-        self.link = CoordinatorLink(endpoint, hello, HEARTBEAT_S, self._take)
+        self._told: list[Published] = []
+        self.link = CoordinatorLink(
+            *(endpoint, hello, HEARTBEAT_S, self._take),
+            on_loads=self._take,
+            on_metrics=self._take,
+            pace=PACE,
+        )
         self.link.start()
 
-    def _take(self, membership: Membership) -> None:
+    def _take(self, message: Published) -> None:
         with self._changed:
-            self._memberships.append(membership)
+            self._told.append(message)
             self._changed.notify_all()
 
     def forget(self) -> None:
         with self._changed:
-            self._memberships.clear()
+            self._told.clear()
 
-    def wait(self, holds: Callable[[Member], bool]) -> Member:
-        """The first state of `engine-0` that was told and of which it holds."""
+    def wait(self, holds: Callable[[Member], bool], name: str = HELLO.name) -> Member:
+        """The first state of the process that was told and of which it holds."""
 
-        def found() -> Member | None:
-            told = (each for membership in self._memberships for each in membership.members)
-            return next((each for each in told if each.name == HELLO.name and holds(each)), None)
+        def found(message: Published) -> Member | None:
+            members = message.members if isinstance(message, Membership) else []
+            return next((m for m in members if m.name == name and holds(m)), None)
+
+        return self.wait_for(found)
+
+    def wait_for(self, found: Callable[[Published], T | None]) -> T:
+        """What `found` makes of the first message that it makes something of."""
+
+        def first() -> T | None:
+            return next((made for each in self._told if (made := found(each)) is not None), None)
 
         with self._changed:
-            member = self._changed.wait_for(found, DEADLINE_S)
-            assert member is not None, self._memberships
-            return member
+            made = self._changed.wait_for(first, DEADLINE_S)
+            assert made is not None, self._told
+            return made
 
 
 @pytest.fixture
@@ -108,27 +148,143 @@ def test_close_sends_what_waits_and_ends_the_thread(endpoint: str, coordinating:
     linked.link.enter_phase(Phase.ready)
     linked.link.close()
     assert "coordinator-link" not in {thread.name for thread in threading.enumerate()}
-    other = Linked(endpoint, Register("frontend-0", 1, Role.frontend, None, "head", 1, [], {}, {}))
+    other = Linked(endpoint, ENGINE)
+    observer = Linked(endpoint, msgspec.structs.replace(HELLO, name="frontend-1"))
     try:
-        assert other.wait(lambda _: True).phase is Phase.ready
-        other.wait(lambda member: member.state is ProcessState.suspect)  # nobody beats for it
+        assert observer.wait(lambda _: True).phase is Phase.ready
+        observer.wait(lambda m: m.state is ProcessState.suspect)  # nobody beats for it
     finally:
         other.link.close()
+        observer.link.close()
+
+
+def test_an_engine_core_is_told_of_front_ends_and_lost_engine_cores_only(
+    endpoint: str, linked: Linked
+):
+    engine = Linked(endpoint, ENGINE)
+    other = Linked(endpoint, msgspec.structs.replace(ENGINE, name="engine-1", rank=1))
+    try:
+        linked.wait(lambda _: True, "engine-0")
+        linked.wait(lambda _: True, "engine-1")
+        engine.forget()
+        names = engine.wait_for(_names)
+        assert names == {HELLO.name}
+        linked.link.send(ProcessExited("engine-1", 1, "killed"))
+        engine.wait(lambda m: m.state is ProcessState.lost, "engine-1")
+    finally:
+        engine.link.close()
+        other.link.close()
+
+
+def test_loads_reach_front_ends_newest_first_and_with_their_age(endpoint: str, linked: Linked):
+    engine = Linked(endpoint, ENGINE)
+    try:
+        linked.wait(lambda _: True, "engine-0")
+        for num_running in range(1, 101):
+            engine.link.report_load(load(num_running))
+
+        def last(message: Published) -> RankLoad | None:
+            ranks = message.ranks if isinstance(message, Loads) else []
+            return next((each for each in ranks if each.num_running == 100), None)
+
+        assert linked.wait_for(last).age_s < DEADLINE_S
+        engine.link.report_load(load(7, incarnation=2))  # none that is known
+        engine.link.report_load(load(8))
+        assert 7 not in linked.wait_for(lambda message: _running(message, 8))
+    finally:
+        engine.link.close()
+
+
+def test_loads_of_a_rank_that_is_lost_are_forgotten(endpoint: str, linked: Linked):
+    engine = Linked(endpoint, ENGINE)
+    try:
+        engine.link.report_load(load(3))
+        linked.wait_for(lambda message: _running(message, 3))
+        linked.link.send(ProcessExited("engine-0", 1, "killed"))
+        linked.forget()
+        linked.wait_for(lambda m: True if isinstance(m, Loads) and not m.ranks else None)
+    finally:
+        engine.link.close()
+
+
+def test_metrics_reach_front_ends_with_the_coordinators_own(endpoint: str, linked: Linked):
+    engine = Linked(endpoint, ENGINE)
+    values = [MetricValue("generation_tokens", (), 7.0)]
+    try:
+        engine.link.report_metrics(values)
+
+        def both(message: Published) -> MetricsSnapshot | None:
+            processes = message.processes if isinstance(message, MetricsSnapshot) else []
+            names = {report.name for report in processes}
+            assert names <= {"engine-0", "coordinator"}
+            return message if len(names) == 2 and isinstance(message, MetricsSnapshot) else None
+
+        reports = {report.name: report for report in linked.wait_for(both).processes}
+        assert reports["engine-0"].values == values
+        assert reports["engine-0"].rank == 0
+        own = {(value.name, value.labels): value.value for value in reports["coordinator"].values}
+        assert own["coordinator_messages", ("Register",)] >= 2
+    finally:
+        engine.link.close()
 
 
 def test_it_registers_again_at_a_coordinator_that_was_restarted(endpoint: str):
     first = Coordinating(endpoint)
     linked = Linked(endpoint)
+    engine = Linked(endpoint, ENGINE)
+    launcher = Linked(endpoint, PLAN)
     try:
         linked.link.enter_phase(Phase.ready)
-        linked.wait(lambda member: member.state is ProcessState.ready)
+        engine.link.report_load(load(5))
+        linked.wait_for(lambda message: _running(message, 5))
+        before = linked.wait_for(_epoch)
         first.close()
         linked.forget()
-        second = Coordinating(endpoint)
+        second = Coordinating(endpoint, incarnation=2)
         try:
             linked.wait(lambda member: member.state is ProcessState.ready)
-            assert linked.link.get_plan().result(DEADLINE_S).plan is None
+            assert linked.wait_for(_epoch) > before + 1_000_000
+            linked.wait_for(lambda message: _running(message, 5))
+            assert linked.link.get_plan().result(DEADLINE_S).plan == "a plan"
         finally:
             second.close()
     finally:
+        for each in (linked, engine, launcher):
+            each.link.close()
+
+
+def test_a_restarted_coordinator_says_nothing_before_it_knows_the_plan(endpoint: str):
+    second = Coordinating(endpoint, incarnation=2)
+    linked = Linked(endpoint, msgspec.structs.replace(HELLO, phase=Phase.ready))
+    try:
+        assert linked.link.get_plan().result(DEADLINE_S).plan is None
+        launcher = Linked(endpoint, PLAN)
+        try:
+            # engine-0 has not registered: it is suspect, as the launcher says that it is there
+            linked.wait(lambda member: member.state is ProcessState.suspect, "engine-0")
+            first = linked.wait_for(lambda message: message)
+            assert isinstance(first, Membership)
+            assert {m.name for m in first.members} == {"coordinator", "frontend-0", "engine-0"}
+        finally:
+            launcher.link.close()
+    finally:
         linked.link.close()
+        second.close()
+
+
+def load(num_running: int, incarnation: int = 1) -> RankLoad:
+    return RankLoad(0, incarnation, 0, num_running, 0, 0, 0.0, 0.0)
+
+
+def _running(message: Published, num_running: int) -> set[int] | None:
+    """How many requests the ranks run, if one runs so many."""
+    found = {each.num_running for each in message.ranks} if isinstance(message, Loads) else set()
+    return found if num_running in found else None
+
+
+def _names(message: Published) -> set[str] | None:
+    return {m.name for m in message.members} if isinstance(message, Membership) else None
+
+
+def _epoch(message: Published) -> int | None:
+    return message.epoch if isinstance(message, Membership) else None

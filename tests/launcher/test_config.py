@@ -260,6 +260,12 @@ REFUSED = [
         "tp=1",
     ),
     (
+        ["dp=2", "health.min_ranks=3"],
+        "health.min_ranks must be at most dp (2): 3",
+        "health.min_ranks=2",
+    ),
+    (["restart.limit=-1"], "restart.limit must be at least 0: -1", "restart.limit=3"),
+    (
         ["health.silence_s=0.1"],
         "health.silence_s must be more than health.heartbeat_s (0.2): 0.1",
         "health.silence_s=1.0",

@@ -4,7 +4,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 
-from tests.running import launched, stream
+from tests.running import assert_ended, launched, stream
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -15,8 +15,7 @@ def test_every_process_ends_by_itself_when_the_launcher_is_killed(runtime):
         family = list(launcher.children().values())
         assert len(family) == 4
         launcher.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert not alive
+        assert_ended(family)
         assert not launcher.directory.exists()
 
 
@@ -36,8 +35,7 @@ def test_an_engine_that_is_killed_fails_its_requests_at_once_and_ends_the_deploy
             assert rest[-1] == "data: [DONE]"
         assert launcher.end() == 1
         assert "engine-0 ended: killed by SIGKILL" in launcher.output
-        psutil.wait_procs(family, timeout=5)
-        assert not any(process.is_running() for process in family)
+        assert_ended(family)
         assert (launcher.directory / "logs" / "engine-0.log").exists()
 
 
@@ -61,23 +59,23 @@ def test_requests_on_other_ranks_finish_when_one_rank_dies(runtime):
         assert launcher.end() == 1
 
 
-def test_a_coordinator_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_coordinator_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["coordinator"].kill()
         assert launcher.end(20) == 1
-        _, alive = psutil.wait_procs(family, timeout=5)
-    assert not alive
+        assert_ended(family)
     assert "requests cut off: there is no coordinator" in launcher.output
 
 
-def test_a_front_end_that_is_killed_ends_the_deployment(runtime):
-    with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
+def test_a_front_end_that_is_killed_and_not_to_be_restarted_ends_the_deployment(runtime):
+    never = ("drain_s=60", "restart.limit=0")
+    with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["frontend-0"].kill()
         assert launcher.end(20) == 1
-        _, alive = psutil.wait_procs(family, timeout=5)
-    assert not alive
+        assert_ended(family)
     assert "frontend-0 ended: killed by SIGKILL" in launcher.output

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_coordinator_leaves_a_directory_alone_whose_launcher_lives(directory
     directory.acquire()
     code = (
         "import sys, pathlib; from engine.coordinator.process import remove_if_abandoned; "
-        "remove_if_abandoned(pathlib.Path(sys.argv[1]))"
+        "remove_if_abandoned(pathlib.Path(sys.argv[1]), waits=False)"
     )
     subprocess.run([sys.executable, "-c", code, directory.path], check=True, timeout=30)
     assert directory.path.exists()
@@ -97,6 +98,22 @@ def test_the_coordinator_removes_a_directory_that_is_abandoned(directory: RunDir
     assert directory._lock is not None
     os.close(directory._lock)
     directory._lock = None
-    remove_if_abandoned(directory.path)
+    remove_if_abandoned(directory.path, waits=False)
     assert not directory.path.exists()
-    remove_if_abandoned(directory.path)
+    remove_if_abandoned(directory.path, waits=False)
+
+
+def test_the_coordinator_waits_for_the_lock_of_a_launcher_that_dies(directory: RunDirectory):
+    code = (
+        "import time; from launcher.run_directory import RunDirectory; "
+        "RunDirectory('one').acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with ThreadPoolExecutor(1) as pool:
+            removed = pool.submit(remove_if_abandoned, directory.path, waits=True)
+            assert not removed.done()
+            holder.kill()
+            removed.result(30)
+    assert not directory.path.exists()

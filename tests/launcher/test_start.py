@@ -11,7 +11,7 @@ import pytest
 
 from engine.checkpoints.sources import model_directory
 from engine.config import ModelKind, ModelOptions
-from tests.running import assert_nothing_left, complete, launched, serving
+from tests.running import assert_ended, assert_nothing_left, complete, launched, serving
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,8 +83,7 @@ def test_a_process_that_ends_while_starting_ends_the_start_and_its_log_is_kept(r
         family = psutil.Process(launcher.process.pid).children()
         launcher.children()["engine-1"].kill()
         assert launcher.end() == 1
-        _, alive = psutil.wait_procs(family, timeout=5)
-    assert not alive
+        assert_ended(family)
     assert "engine-1 ended: killed by SIGKILL" in launcher.output
     assert (launcher.directory / "logs" / "engine-1.log").exists()
 

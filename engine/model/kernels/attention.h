@@ -6,7 +6,8 @@
  * [padded / 16][16 / DEPTH slots][16][DEPTH]; `padded` is the head size rounded up to 16.
  *
  * Softmax is computed online (Milakov and Gimelshein, arXiv 1805.02867), over pieces of the context
- * that begin at the same positions for every query, so that a result does not depend on the batch.
+ * that begin at the same positions for every query: where blocks hold a multiple of 16 tokens, a
+ * result does not depend on the batch.
  */
 
 /* Up to 16 slots of one panel that hold consecutive positions. */
@@ -51,10 +52,23 @@ static void NAME(write)(
         values[i / 16 * 256 + (lane / DEPTH * 16 + i % 16) * DEPTH + lane % DEPTH] = value[i];
 }
 
+/* Copies a panel of values with zeros in the lanes outside [begin, end).
+ *
+ * Their weights are zero, but what is there belongs to others, and zero times a NaN is one.
+ */
+static void NAME(copy_lanes)(
+    const ELEMENT *values, int64_t padded, int begin, int end, ELEMENT *to)
+{
+    for (int64_t i = 0; i < padded * 16; i++) {
+        const int lane = i % 256 / (16 * DEPTH) * DEPTH + i % DEPTH;
+        to[i] = begin <= lane && lane < end ? values[i] : 0;
+    }
+}
+
 /* The next pieces, CHUNK at most, of the context's positions [*position, end); how many. */
 static int NAME(next_pieces)(
     const struct attention *layer, const int32_t *blocks, const ELEMENT *cache, int64_t *position,
-    int64_t end, struct NAME(piece) *pieces)
+    int64_t end, ELEMENT *copies, struct NAME(piece) *pieces)
 {
     int num = 0;
     while (num < CHUNK && *position < end) {
@@ -66,13 +80,19 @@ static int NAME(next_pieces)(
             count = layer->block_size - offset;
         if (count > end - *position)
             count = end - *position;
-        struct NAME(piece) *piece = &pieces[num++];
+        struct NAME(piece) *piece = &pieces[num];
         piece->keys = cache + slot / 16 * 2 * layer->padded * 16;
         piece->values = piece->keys + layer->padded * 16;
         piece->position = *position - slot % 16;
         piece->begin = slot % 16;
         piece->end = slot % 16 + count;
+        if (count < 16) {
+            ELEMENT *copy = copies + num * layer->padded * 16;
+            NAME(copy_lanes)(piece->values, layer->padded, piece->begin, piece->end, copy);
+            piece->values = copy;
+        }
         *position += count;
+        num++;
     }
     return num;
 }
@@ -127,7 +147,7 @@ static void NAME(soften)(
     float *mixed)
 {
     const ints lanes = lane_numbers();
-    floats top = all(-INFINITY);
+    floats top = broadcast(-INFINITY);
     for (int p = 0; p < num_pieces; p++) {
         const struct NAME(piece) *piece = &pieces[p];
         int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
@@ -136,7 +156,7 @@ static void NAME(soften)(
             floats score = load_f32(scores + p * 16 + v) * layer->scale;
             if (piece->begin > 0 || end < 16) {
                 ints seen = (lanes + v >= piece->begin) & (lanes + v < (int32_t)end);
-                score = choose(seen, score, all(-INFINITY));
+                score = blend(seen, score, broadcast(-INFINITY));
             }
             store_f32(scores + p * 16 + v, score);
             top = larger(top, score);
@@ -144,7 +164,7 @@ static void NAME(soften)(
     }
     float new_largest = largest(top);
     if (new_largest > *largest_so_far) {
-        const floats shrink = exponential(all(*largest_so_far - new_largest));
+        const floats shrink = exponential(broadcast(*largest_so_far - new_largest));
         for (int64_t i = 0; i < layer->padded; i += LANES)
             store_f32(mixed + i, load_f32(mixed + i) * shrink);
         for (int v = 0; v < 16; v += LANES)
@@ -178,7 +198,8 @@ static void NAME(attend)(
     float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
     float *tops = totals + num_rows * 16;                /* [num_rows] */
     float *rotated = tops + (num_rows + 15) / 16 * 16;   /* [padded] */
-    CELL *queries = (CELL *)(rotated + padded);          /* [num_rows, padded] */
+    ELEMENT *copies = (ELEMENT *)(rotated + padded);     /* [CHUNK, padded * 16] */
+    CELL *queries = (CELL *)(copies + CHUNK * padded * 16); /* [num_rows, padded] */
     CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
     for (int64_t row = 0; row < num_rows; row++) {
         const int64_t token = row / group;
@@ -193,7 +214,7 @@ static void NAME(attend)(
     memset(totals, 0, num_rows * 16 * sizeof(float));
     for (int64_t position = 0; position < end;) {
         struct NAME(piece) pieces[CHUNK];
-        const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, pieces);
+        const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, copies, pieces);
         NAME(score)(queries, num_rows, padded, pieces, num, scores);
         for (int64_t row = 0; row < num_rows; row++)
             NAME(soften)(layer, pieces, num, start + row / group, scores + row * CHUNK * 16,
@@ -242,7 +263,7 @@ static void NAME(write_item)(void *context, int64_t item, int thread)
     }
 }
 
-/* Tiles come with the longest contexts last: they are begun first. */
+/* Tiles are in the order in which they are begun. */
 static void NAME(attend_item)(void *context, int64_t item, int thread)
 {
     const struct NAME(attention_call) *call = context;
@@ -250,7 +271,7 @@ static void NAME(attend_item)(void *context, int64_t item, int thread)
     const int64_t heads = layer->num_kv_heads, head = item % heads;
     NAME(attend)(layer, call->step, call->qkv,
                  call->cache + head * layer->num_panels * 2 * layer->padded * 16, call->out,
-                 call->step->num_tiles - 1 - item / heads, head,
+                 item / heads, head,
                  call->scratch + thread * layer->scratch_bytes);
 }
 

@@ -21,7 +21,8 @@ class NativeStep:
     """`struct attention_step` of a layout, with the arrays that it points to."""
 
     def __init__(self, layout: Layout) -> None:
-        tiles = layout.tiles
+        # the costliest first, so that all threads end together
+        tiles = sorted(layout.tiles, key=lambda tile: -tile.length * tile.context)
         self._arrays = [
             np.ascontiguousarray(layout.positions),
             np.ascontiguousarray(layout.slots),
@@ -84,6 +85,8 @@ class NativeAttention:
         return NativeStep(layout)
 
     def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, step: NativeStep) -> torch.Tensor:
+        assert qkv.is_contiguous()  # the kernel reads plain memory
+        assert qkv.dtype == self._dtype
         attended = torch.empty((step.num_tokens, self._out_features), dtype=self._dtype)
         self._attend(
             self._address,

@@ -18,7 +18,7 @@ static void NAME(best_item)(void *context, int64_t row, int thread)
     for (int64_t i = 0; i < call->size; i += PIECE) {
         float piece_top = -INFINITY;
         if (i + PIECE <= call->size) {
-            floats tops = all(-INFINITY);
+            floats tops = broadcast(-INFINITY);
             for (int64_t j = i; j < i + PIECE; j += LANES)
                 tops = larger(LOAD(logits + j), tops);
             piece_top = largest(tops);

@@ -6,9 +6,11 @@ cache under a hash of all that decides what is in them.
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +19,19 @@ from pathlib import Path
 from engine.checkpoints.cache import cached_directory
 from engine.errors import KernelError, ModelError
 
+logger = logging.getLogger(__name__)
+
 COMPILE_DEADLINE_S = 120
 """Longest run of the compiler; it was seen to take one or two seconds."""
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 _LIBRARY = "kernels.so"
+_OWN_DEPTH = 4
+"""The library, its directory, `kernels` and `flotilla` are ours alone."""
+
+
+class CompilerError(KernelError):
+    """The compiler does not compile the kernels with these flags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ def build(path: InstructionPath, extra_flags: Sequence[str] = ()) -> Path:
         directory = cached_directory(
             digest.hexdigest()[:32],
             lambda new: _compile(compiler, flags, new / _LIBRARY),
+            logger.info,
             kind="kernels",
         )
     except ModelError as error:
@@ -95,7 +106,7 @@ def _cpu_features() -> frozenset[str]:
 def _find_compiler() -> str:
     for name in ("gcc", "cc"):
         if found := shutil.which(name):
-            return os.path.realpath(found)
+            return found
     raise KernelError(
         "no C compiler: neither gcc nor cc is in PATH",
         "install gcc (on Debian and Ubuntu: apt install gcc libc6-dev)",
@@ -104,17 +115,18 @@ def _find_compiler() -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    return f"{compiler} {_run([compiler, '--version']).stdout}"
+    return f"{os.path.realpath(compiler)} {_run([compiler, '--version']).stdout}"
 
 
 def _compile(compiler: str, flags: list[str], library: Path) -> None:
     _run([compiler, *flags, "-o", str(library), str(_SOURCES / "kernels.c"), "-lm"])
     library.chmod(0o600)
+    library.parent.chmod(0o700)  # whatever the umask: see _own()
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     name = Path(command[0]).name
-    hint = "engine.kernels=torch does without"
+    hint = "a newer gcc with its C library's headers (libc6-dev), or engine.kernels=torch"
     try:
         return subprocess.run(
             command,
@@ -122,23 +134,29 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
             timeout=COMPILE_DEADLINE_S,
         )
     except subprocess.TimeoutExpired:
         raise KernelError(f"{name} takes longer than {COMPILE_DEADLINE_S} s", hint) from None
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[0]
-        raise KernelError(f"{name} cannot build the kernels: {last}", hint) from None
+        lines = error.stderr.strip().splitlines() or ["no message"]
+        first = next((line for line in lines if "error: " in line), lines[0])
+        raise CompilerError(f"{name} cannot build the kernels: {first}", hint) from None
     except OSError as error:
         raise KernelError(f"{name} cannot be run: {error.strerror}", hint) from None
 
 
 def _own(library: Path) -> Path:
-    """The library, if nobody else can have written it: what is loaded can do all that we can."""
-    for path in (library, library.parent, library.parent.parent):
+    """The library, if only we and root can have written it: what is loaded can do all we can."""
+    for depth, path in enumerate((library, *library.parents)):
         status = path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        # Above our own directories: group-writable ones are usual where everybody has a group.
+        forbidden = 0o022 if depth < _OWN_DEPTH else 0o002
+        others_write = status.st_mode & forbidden and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (os.geteuid(), 0) or others_write:
             raise KernelError(
-                f"others can write {path}", "remove it, or make it yours alone (chmod go-w)"
+                f"others than this user can write {path}, which kernels would be loaded from",
+                f"chmod go-w {path}, or XDG_CACHE_HOME=DIR with a directory of your own",
             )
     return library

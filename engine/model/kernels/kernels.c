@@ -60,7 +60,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 {
     const int64_t rows = num_tokens * layer->group_size;
     const int64_t row = 2 * layer->padded + 2 * CHUNK * 16 + 16 + 1; /* see attend() */
-    const int64_t bytes = (rows * row + layer->padded + 16) * sizeof(float);
+    const int64_t shared = layer->padded + CHUNK * layer->padded * 16 + 16;
+    const int64_t bytes = (rows * row + shared) * sizeof(float);
     return (bytes + 127) / 64 * 64;
 }
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import logging
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
@@ -10,7 +11,9 @@ from typing import ClassVar
 import torch
 
 from engine.errors import KernelError
-from engine.model.kernels.build import InstructionPath, build, usable_paths
+from engine.model.kernels.build import CompilerError, InstructionPath, build, usable_paths
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -113,7 +116,13 @@ def best_library(dtype: torch.dtype) -> Library:
     Raises:
         KernelError: They cannot be built or loaded.
     """
-    return Library(usable_paths()[0], dtype)
+    for path in usable_paths():
+        try:
+            return Library(path, dtype)
+        except CompilerError as error:  # an old compiler does not know the newest instructions
+            logger.warning("no kernels for %s: %s", path.name, error)
+            refused = error
+    raise refused
 
 
 @functools.cache
@@ -122,4 +131,5 @@ def _open(path: InstructionPath, flags: tuple[str, ...]) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(file))
     except OSError as error:
-        raise KernelError(f"cannot load {file}: {error}", f"remove {file.parent}") from error
+        hint = f"XDG_CACHE_HOME=DIR where programs may be run from, or remove {file.parent}"
+        raise KernelError(f"cannot load {file}: {error}", hint) from error

@@ -79,15 +79,12 @@ static void NAME(join)(float *y, const ELEMENT *bias, int64_t num_panels)
                 gate += LOAD(bias + i);
                 up += LOAD(bias + i + 16);
             }
-            const floats below = choose(gate > -80.0f, gate, all(-80.0f));
+            const floats below = blend(gate > -80.0f, gate, broadcast(-80.0f));
             store_f32(y + panel * 16 + lane, gate / (1.0f + exponential(-below)) * up);
         }
 }
 
-/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on.
- *
- * While these weights are used the next ones are fetched: a share of them in each pass.
- */
+/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on. */
 static void NAME(columns)(
     const struct linear *layer, const CELL *cells, int64_t stride, const ELEMENT *residual,
     ELEMENT *out, int64_t num_rows, int64_t panel, int64_t num_panels)
@@ -99,25 +96,18 @@ static void NAME(columns)(
     const ELEMENT *panels[4];
     for (int64_t p = 0; p < num_panels; p++)
         panels[p] = weight + p * panel_step;
-    const int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
-    const int64_t num_lines = 4 * panel_step * sizeof(ELEMENT) / 64; /* of a step */
-    const int64_t share = (num_lines + num_passes - 1) / num_passes;
-    const char *next = (const char *)(weight + num_steps * step_size);
-    for (int64_t row = 0, pass = 0; row < num_rows; row += MAX_ROWS, pass++) {
+    for (int64_t row = 0; row < num_rows; row += MAX_ROWS) {
         const int64_t count = num_rows - row < MAX_ROWS ? num_rows - row : MAX_ROWS;
         float sums[MAX_ROWS * 64] = {0};
         struct NAME(product) product = {
             .rows = cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
             .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
-            .ahead = next + pass * share * num_steps * 64,
-            .num_ahead = pass * share < num_lines ? share : 0,
         };
         const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
         for (int64_t p = 0; p < num_panels; p += width) {
             NAME(multiply_rows)(product, count, width > 1);
             product.panels += width;
             product.sums += 16 * width;
-            product.num_ahead = 0;
         }
         for (int64_t r = 0; r < count; r++) {
             if (layer->gated)
@@ -165,6 +155,8 @@ void NAME(linear)(
     const struct linear *layer, const void *x, const void *residual, void *out, void *scratch,
     int64_t num_rows, struct pool *pool)
 {
+    if (num_rows == 0)
+        return;
     const int64_t in = layer->in_features, stride = (in + DEPTH - 1) / DEPTH * DEPTH;
     const int64_t num_columns = layer->gated ? 2 * layer->out_features : layer->out_features;
     const int64_t num_groups = (num_columns + 63) / 64;

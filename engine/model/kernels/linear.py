@@ -48,7 +48,10 @@ class NativeLinear:
         self._address = ctypes.addressof(self._struct)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        rows = x.shape[0]
+        rows, in_features = x.shape
+        assert x.is_contiguous()  # the kernel reads plain memory
+        assert x.dtype == self._dtype
+        assert in_features == self._struct.in_features
         y = torch.empty((rows, self._out_features), dtype=self._dtype)
         self._multiply(
             self._address,
@@ -64,11 +67,15 @@ class NativeLinear:
 
 def pack(weight: torch.Tensor, depth: int) -> torch.Tensor:
     """[columns, K] to [groups, steps, 4, 16, depth], padded with zeros."""
-    weight = _whole_groups(F.pad(weight, (0, -weight.shape[1] % depth)))
-    panels = weight.view(-1, _GROUP_PANELS, _PANEL, weight.shape[1] // depth, depth)
-    if depth == 2:  # pairs of bfloat16 are moved as one
-        panels = panels.view(torch.int32)
-    return panels.permute(0, 3, 1, 2, 4).contiguous()
+    num_columns, k = weight.shape
+    columns, num_steps = _PANEL * _GROUP_PANELS, -(-k // depth)
+    shape = (-(-num_columns // columns), num_steps, _GROUP_PANELS, _PANEL, depth)
+    packed = torch.empty(shape, dtype=weight.dtype)
+    for group, rows in zip(packed, weight.split(columns), strict=True):  # no second copy of all
+        if rows.shape != (columns, num_steps * depth):
+            rows = F.pad(rows, (0, num_steps * depth - k, 0, columns - len(rows)))
+        group.copy_(rows.view(_GROUP_PANELS, _PANEL, num_steps, depth).permute(2, 0, 1, 3))
+    return packed
 
 
 def _whole_groups(weight: torch.Tensor) -> torch.Tensor:

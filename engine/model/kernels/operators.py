@@ -22,6 +22,7 @@ class NativeOperators:
     """
 
     remark = ""
+    has_own_threads = True
 
     def __init__(
         self,
@@ -33,8 +34,6 @@ class NativeOperators:
         self._settings, self._dtype = settings, dtype
         self._library = library or best_library(dtype)
         self._team = Team(self._library, num_threads)
-        # torch's own threads would go on spinning beside ours after each of its few operators.
-        torch.set_num_threads(1)
         self.name = f"native ({self._library.path_name})"
 
     def linear(

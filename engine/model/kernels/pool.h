@@ -9,10 +9,14 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vectors.h"
 
 enum {
     MAX_THREADS = 1024,
-    SPINS = 4000,      /* looks for the next job before a thread sleeps: some 50 us */
+    SPINS = 4000,      /* looks for the next job before a thread sleeps: some 50 to 200 us */
     WAIT_SPINS = 1000, /* looks for the end of the job before the caller lets others run */
 };
 
@@ -31,6 +35,7 @@ struct pool {
     _Atomic int stopping;
     pthread_mutex_t mutex;
     pthread_cond_t awake;
+    pid_t owner;
     int num_workers;
     pthread_t workers[MAX_THREADS];
 };
@@ -54,11 +59,11 @@ static uint32_t take_part(struct pool *pool, int thread)
 {
     uint64_t ticket = atomic_load(&pool->ticket);
     for (;;) {
-        work_function work = atomic_load_explicit(&pool->work, memory_order_relaxed);
-        void *context = atomic_load_explicit(&pool->context, memory_order_relaxed);
-        int64_t num_items = atomic_load_explicit(&pool->num_items, memory_order_relaxed);
+        /* What was read is this job, or the claim fails. */
+        work_function work = atomic_load(&pool->work);
+        void *context = atomic_load(&pool->context);
+        int64_t num_items = atomic_load(&pool->num_items);
         const int64_t item = ticket & UINT32_MAX;
-        atomic_thread_fence(memory_order_acquire); /* what was read is this job, or the claim fails */
         if (item >= num_items && ticket == atomic_load(&pool->ticket))
             return ticket >> 32;
         if (item < num_items && atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket + 1)) {
@@ -107,15 +112,15 @@ static void run(struct pool *pool, work_function work, void *context, int64_t nu
     }
     const uint64_t job = (atomic_load(&pool->ticket) >> 32) + 1;
     atomic_store(&pool->ticket, job << 32 | UINT32_MAX);
-    atomic_thread_fence(memory_order_release);
-    atomic_store_explicit(&pool->work, work, memory_order_relaxed);
-    atomic_store_explicit(&pool->context, context, memory_order_relaxed);
-    atomic_store_explicit(&pool->num_items, num_items, memory_order_relaxed);
+    atomic_store(&pool->work, work);
+    atomic_store(&pool->context, context);
+    atomic_store(&pool->num_items, num_items);
     atomic_store(&pool->num_done, 0);
     atomic_store(&pool->ticket, (job + 1) << 32);
     if (atomic_load(&pool->num_sleeping)) {
         pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->awake);
+        for (int64_t i = 1; i < num_items && i <= pool->num_workers; i++)
+            pthread_cond_signal(&pool->awake);
         pthread_mutex_unlock(&pool->mutex);
     }
     take_part(pool, 0);
@@ -126,8 +131,11 @@ static void run(struct pool *pool, work_function work, void *context, int64_t nu
             sched_yield();
 }
 
+/* Ends the threads. A process forked since has none of them: it only forgets the pool. */
 void pool_stop(struct pool *pool)
 {
+    if (pool->owner != getpid())
+        return;
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->stopping, 1);
     pthread_cond_broadcast(&pool->awake);
@@ -148,6 +156,7 @@ struct pool *pool_start(int num_threads)
     if (!pool)
         return NULL;
     memset(pool, 0, sizeof *pool);
+    pool->owner = getpid();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->awake, NULL);
     for (int thread = 1; thread < num_threads; thread++) {

@@ -16,8 +16,6 @@ struct NAME(product) {
     int64_t step_size;            /* elements from one step of a panel to the next */
     float *sums;                  /* [rows][16 * panels] */
     int64_t sums_stride;
-    const char *ahead; /* memory that is wanted soon: at each step so many lines are asked for */
-    int num_ahead;
 };
 
 /* num_rows and num_panels are constants where this is called, so that `sums` are registers. */
@@ -30,15 +28,12 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
         for (int v = 0; v < num_panels * PER_PANEL; v++)
             sums[row][v] = load_f32(p.sums + row * p.sums_stride + v * LANES);
     const CELL *rows = p.rows;
-    const char *ahead = p.ahead;
     for (int64_t part = 0; part < p.num_parts; part++) {
         const ELEMENT *panels[MAX_PANELS];
 #pragma GCC unroll 8
         for (int panel = 0; panel < num_panels; panel++)
             panels[panel] = p.panels[part * num_panels + panel];
         for (int64_t step = 0; step < p.num_steps; step++) {
-            for (int line = 0; line < p.num_ahead; line++, ahead += 64)
-                __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 8
             for (int v = 0; v < num_panels * PER_PANEL; v++) {
                 const ELEMENT *at = panels[v / PER_PANEL] + v % PER_PANEL * LANES * DEPTH;

@@ -3,8 +3,14 @@
  * GCC's vector extensions: the same source becomes AVX-512, AVX2, SSE2 or NEON, by the flags it is
  * compiled with. bfloat16 is the upper half of a float32.
  */
+#ifndef VECTORS_H
+#define VECTORS_H
 #include <stdint.h>
 #include <string.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pairs of bfloat16 are read as little-endian words"
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -31,7 +37,8 @@ typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 
 static const floats ZERO;
 
-INLINE floats all(float x) { return ZERO + x; }
+/* x in every lane. */
+INLINE floats broadcast(float x) { return ZERO + x; }
 
 INLINE floats load_f32(const float *from)
 {
@@ -89,35 +96,47 @@ INLINE ints lane_numbers(void)
 }
 
 /* x where `keep` is all ones, y where it is zero. */
-INLINE floats choose(ints keep, floats x, floats y)
+INLINE floats blend(ints keep, floats x, floats y)
 {
     return (floats)(((ints)x & keep) | ((ints)y & ~keep));
 }
 
-INLINE floats larger(floats x, floats y) { return choose(x > y, x, y); }
+INLINE floats larger(floats x, floats y) { return blend(x > y, x, y); }
+
+INLINE floats swap(floats x, int distance)
+{
+#if defined(__clang__)
+    floats swapped;
+    for (int lane = 0; lane < LANES; lane++)
+        swapped[lane] = x[lane ^ distance];
+    return swapped;
+#else
+    return __builtin_shuffle(x, lane_numbers() ^ distance);
+#endif
+}
 
 INLINE float sum(floats x)
 {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        x += __builtin_shuffle(x, lane_numbers() ^ half);
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+        x += swap(x, distance);
     return x[0];
 }
 
 INLINE float largest(floats x)
 {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        x = larger(x, __builtin_shuffle(x, lane_numbers() ^ half));
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+        x = larger(x, swap(x, distance));
     return x[0];
 }
 
-/* e to the x for x up to 88, zero below -87; relative error below 2e-7.
+/* e to the x for x up to 88, zero below -87, NaN for NaN; relative error below 2e-7.
  *
  * x = n ln 2 + r with |r| <= ln(2)/2; e^r by its Taylor polynomial; 2^n goes into the exponent.
  */
 INLINE floats exponential(floats x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    floats in_range = choose(x > -87.0f, x, all(-87.0f));
+    floats in_range = blend(x > -87.0f, x, broadcast(-87.0f));
     floats shifted = in_range * 1.44269504f + magic;
     floats n = shifted - magic;
     floats r = in_range - n * 0.693359375f;
@@ -130,7 +149,7 @@ INLINE floats exponential(floats x)
     p = p * r + 1.0f;
     words power = (words)shifted << 23; /* the low bits of `shifted` are n */
     floats scaled = (floats)((words)p + power);
-    return choose(x > -87.0f, scaled, ZERO);
+    return blend(x < -87.0f, ZERO, blend(x == x, scaled, x));
 }
 
 /* sum + row[0] * at[...] */
@@ -156,4 +175,5 @@ INLINE floats add_product_bf16(floats sum, const bf16 *at, const float *row)
     sum += (floats)(pairs << 16) * row[0];
     return sum + (floats)(pairs & 0xffff0000u) * row[1];
 }
+#endif
 #endif

@@ -1,10 +1,20 @@
 """The registry's story, with a clock that the tests turn."""
 
+import msgspec
 import pytest
 
 from engine.config import ProcessSpec, Role, WorkerSpec
 from engine.coordinator.membership import Registry
-from engine.protocol import DeploymentState, Heartbeat, Phase, ProcessState, Register
+from engine.protocol import (
+    ENCODER,
+    LAUNCHER,
+    ApplyPlan,
+    DeploymentState,
+    Heartbeat,
+    Phase,
+    ProcessState,
+    Register,
+)
 
 
 def hello(name="engine-0", incarnation=1, rank=0, role=Role.engine, devices=()) -> Register:
@@ -13,7 +23,7 @@ def hello(name="engine-0", incarnation=1, rank=0, role=Role.engine, devices=()) 
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(silence_s=1.0, progress_s=2.0)
+    return Registry(silence_s=1.0)
 
 
 def ready(registry: Registry, **of) -> None:
@@ -47,7 +57,8 @@ def test_every_change_makes_a_new_epoch_and_a_heartbeat_does_not(registry):
 
 def test_a_silent_rank_becomes_suspect_and_comes_back(registry):
     ready(registry)
-    registry.tick(0.9)
+    for now in (0.3, 0.6, 0.9):
+        registry.tick(now)
     assert state(registry) is ProcessState.ready
     registry.tick(1.1)
     [member] = registry.members(1.1)
@@ -58,24 +69,24 @@ def test_a_silent_rank_becomes_suspect_and_comes_back(registry):
 
 def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
     ready(registry)
-    for now in (0.5, 1.0, 1.5, 2.0, 2.5):
+    for now in (0.5, 1.0, 1.5):
         registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), now)
         registry.tick(now)
     assert state(registry) is ProcessState.ready  # the first beat brought progress: 0 to 7
-    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 2.6)
-    registry.tick(2.6)
-    [member] = registry.members(2.6)
+    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 1.6)
+    registry.tick(1.6)
+    [member] = registry.members(1.6)
     assert (member.state, member.reason) == (
         ProcessState.suspect,
-        "has work but makes no progress for 2.1 s",
+        "has work but makes no progress for 1.1 s",
     )
-    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 2.8)
+    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 1.8)
     assert state(registry) is ProcessState.ready
 
 
 def test_an_idle_rank_needs_no_steps(registry):
     ready(registry)
-    for now in (1.0, 2.0, 3.0):
+    for now in (0.9, 1.8, 2.7):
         registry.heartbeat(Heartbeat("engine-0", 1, 7, 0), now)
         registry.tick(now)
     assert state(registry) is ProcessState.ready
@@ -116,10 +127,14 @@ def test_a_front_end_is_drained_only_while_the_deployment_drains(registry):
     ready(registry, name="frontend-0", rank=None, role=Role.frontend)
     registry.drained("frontend-0", 1, 1.0)
     assert state(registry, "frontend-0") is ProcessState.ready
-    registry.begin_drain()
+    registry.apply_plan(told(state=DeploymentState.draining), 1.5)
     registry.drained("frontend-0", 1, 2.0)
     assert state(registry, "frontend-0") is ProcessState.drained
     assert registry.membership(2.0).state is DeploymentState.draining
+
+
+def told(*processes: ProcessSpec, **more) -> ApplyPlan:
+    return ApplyPlan(list(processes), msgspec.Raw(ENCODER.encode(None)), **more)
 
 
 def planned(name="engine-0", rank=0, devices=()) -> ProcessSpec:
@@ -130,13 +145,13 @@ def planned(name="engine-0", rank=0, devices=()) -> ProcessSpec:
 
 
 def test_planned_processes_that_have_not_registered_are_missing(registry):
-    registry.apply_plan([planned(), planned("engine-1", 1)])
+    registry.apply_plan(told(planned(), planned("engine-1", 1)), 0.0)
     registry.register(hello(), 0.0)
     assert registry.membership(0.0).missing == ["engine-1"]
 
 
 def test_what_is_not_as_planned_is_told(registry):
-    registry.apply_plan([planned(devices=[0])])
+    registry.apply_plan(told(planned(devices=[0])), 0.0)
     registry.register(hello(devices=[1]), 0.0)
     registry.register(hello("engine-7", rank=7), 0.0)
     assert registry.drift() == [
@@ -148,3 +163,72 @@ def test_what_is_not_as_planned_is_told(registry):
 def test_there_is_no_drift_before_the_plan_is_known(registry):
     registry.register(hello(), 0.0)
     assert registry.drift() == []
+
+
+def test_what_the_coordinator_slept_through_is_not_held_against_others(registry):
+    ready(registry)
+    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3), 0.1)
+    registry.tick(0.2)
+    registry.tick(5.2)
+    assert state(registry) is ProcessState.ready
+    registry.tick(5.6)
+    registry.tick(6.0)
+    registry.tick(6.3)
+    assert state(registry) is ProcessState.suspect
+
+
+PLANNED = (planned(), planned("engine-1", 1))
+INCARNATIONS = {"engine-0": 1, "engine-1": 3}
+
+
+@pytest.fixture
+def restarted() -> Registry:
+    return Registry(silence_s=1.0, incarnation=2)
+
+
+def test_a_restarted_coordinator_asks_everybody_and_has_a_higher_epoch(registry, restarted):
+    assert restarted.epoch > registry.epoch + 1_000_000
+    assert not restarted.knows("engine-0", 1)
+    assert not restarted.knows(LAUNCHER, 0)
+    restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
+    assert restarted.knows(LAUNCHER, 0)
+
+
+def test_a_restarted_coordinator_settles_when_all_have_registered_as_they_were(restarted):
+    restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
+    restarted.register(msgspec.structs.replace(hello(), phase=Phase.ready), 0.1)
+    restarted.tick(0.2)
+    assert not restarted.is_settled
+    other = hello("engine-1", 3, 1)
+    restarted.register(msgspec.structs.replace(other, phase=Phase.warming_up), 0.2)
+    restarted.tick(0.3)
+    assert restarted.is_settled
+    assert state(restarted, "engine-0") is ProcessState.ready
+    assert state(restarted, "engine-1") is ProcessState.starting
+    assert restarted.membership(0.3).missing == []
+
+
+def test_a_restarted_coordinator_suspects_who_does_not_register_until_it_does(restarted):
+    restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
+    restarted.register(msgspec.structs.replace(hello(), phase=Phase.ready), 0.1)
+    for now in (0.4, 0.8, 1.1):
+        restarted.tick(now)
+    assert restarted.is_settled
+    silent = next(m for m in restarted.members(1.1) if m.name == "engine-1")
+    assert (silent.state, silent.incarnation, silent.rank) == (ProcessState.suspect, 3, 1)
+    assert restarted.drift() == []
+    assert not restarted.knows("engine-1", 3)
+    back = msgspec.structs.replace(hello("engine-1", 3, 1), phase=Phase.ready)
+    assert restarted.register(back, 2.0)
+    assert state(restarted, "engine-1") is ProcessState.ready
+
+
+def test_who_ends_before_it_registers_again_is_lost_for_ever(restarted):
+    restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
+    restarted.register(msgspec.structs.replace(hello(), phase=Phase.ready), 0.1)
+    for now in (0.4, 0.8, 1.1):
+        restarted.tick(now)
+    restarted.lose("engine-1", 3, "killed by SIGKILL", 1.2)
+    assert state(restarted, "engine-1") is ProcessState.lost
+    assert not restarted.register(hello("engine-1", 3, 1), 1.3)
+    assert restarted.register(hello("engine-1", 4, 1), 1.4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.checkpoints.tiny import write_random_checkpoint
-from engine.config import Device
+from engine.config import Device, Kernels
 from engine.model.facts import ModelFacts
 from tests.engine.greedy import Reference, Seen, make_core, one_by_one, run
 from tests.engine.settings import make_settings
@@ -47,11 +47,16 @@ def directory(request, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request) -> Device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("this machine has no CUDA device")
-    return Device(request.param)
+@pytest.fixture(
+    scope="module", params=["native", "torch", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def computed_by(request) -> dict[str, Any]:
+    """Settings: by our kernels or by torch's on the CPU, or by a GPU."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("this machine has no CUDA device")
+        return {"device": Device.cuda}
+    return {"kernels": Kernels[request.param]}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +68,10 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone(directory: Path, prompts, device: Device) -> list[list[int]]:
+def alone(directory: Path, prompts, computed_by: dict[str, Any]) -> list[list[int]]:
     reference = Reference(directory)
-    outputs = list(
-        one_by_one(make_core(make_settings(directory, device=device), directory), prompts, 32)
-    )
+    core = make_core(make_settings(directory, **computed_by), directory)
+    outputs = list(one_by_one(core, prompts, 32))
     for prompt, output in zip(prompts, outputs, strict=True):
         reference.check(prompt, output)
     return outputs
@@ -85,9 +89,9 @@ def alone(directory: Path, prompts, device: Device) -> list[list[int]]:
     ids=["mixed", "chunked", "preempted", "blocks-of-one", "no-prefix-cache"],
 )
 def test_the_way_requests_are_run_does_not_change_their_tokens(
-    directory, prompts, alone, device, changes, arrivals
+    directory, prompts, alone, computed_by, changes, arrivals
 ):
-    settings = make_settings(directory, device=device, **changes)
+    settings = make_settings(directory, **computed_by, **changes)
     core = make_core(settings, directory)
     reference = Reference(directory)
     first, second = Seen(), Seen()

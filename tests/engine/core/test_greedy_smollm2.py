@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from engine.checkpoints.sources import model_directory
-from engine.config import ModelOptions
+from engine.config import Kernels, ModelOptions
 from tests.engine.greedy import Reference, Seen, make_core, one_by_one, run
 from tests.engine.settings import make_settings
 
@@ -58,10 +58,15 @@ def reference(directory: Path) -> Reference:
     return Reference(directory)
 
 
+@pytest.fixture(scope="module", params=[Kernels.native, Kernels.torch], ids=lambda k: k.value)
+def kernels(request) -> Kernels:
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def alone(directory: Path, prompts, reference: Reference) -> list[list[int]]:
     """Each prompt's output when it runs alone, checked here, for the other tests to compare."""
-    core = make_core(make_settings(directory), directory)
+    core = make_core(make_settings(directory, kernels=Kernels.native), directory)
     outputs = list(one_by_one(core, prompts, NUM_TOKENS))
     for prompt, output in zip(prompts, outputs, strict=True):
         assert len(output) == NUM_TOKENS
@@ -79,16 +84,23 @@ def test_requests_that_run_alone_give_the_reference_tokens(alone):
     assert len(alone) == len(TEXTS)
 
 
-def test_mixed_batches_with_different_arrival_times(directory, prompts, alone, reference):
-    core = make_core(make_settings(directory, max_num_seqs=16), directory)
+def test_requests_that_run_alone_with_torchs_operators(directory, prompts, alone, reference):
+    core = make_core(make_settings(directory, kernels=Kernels.torch), directory)
+    some = slice(None, None, 5)  # they take two seconds each
+    outputs = one_by_one(core, prompts[some], NUM_TOKENS)
+    check(outputs, alone[some], prompts[some], reference)
+
+
+def test_mixed_batches_with_different_arrival_times(directory, prompts, kernels, alone, reference):
+    core = make_core(make_settings(directory, kernels=kernels, max_num_seqs=16), directory)
     arrivals = [(index * 7) % 40 for index in range(len(prompts))]
     check(run(core, prompts, NUM_TOKENS, arrivals), alone, prompts, reference)
 
 
-def test_prefix_cache_hits(directory, prompts, reference):
+def test_prefix_cache_hits(directory, prompts, kernels, reference):
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     shared = [tokenizer.encode(PREFIX + text).ids for text in TEXTS]
-    core = make_core(make_settings(directory), directory)
+    core = make_core(make_settings(directory, kernels=kernels), directory)
     first = run(core, shared[:1], NUM_TOKENS)
     with_others, with_itself = Seen(), Seen()
     rest = run(core, shared[1:], NUM_TOKENS, seen=with_others)
@@ -102,8 +114,8 @@ def test_prefix_cache_hits(directory, prompts, reference):
     assert again == first
 
 
-def test_prefill_in_chunks_of_seven_tokens(directory, prompts, alone, reference):
-    settings = make_settings(directory, max_num_batched_tokens=7, max_num_seqs=3)
+def test_prefill_in_chunks_of_seven_tokens(directory, prompts, kernels, alone, reference):
+    settings = make_settings(directory, kernels=kernels, max_num_batched_tokens=7, max_num_seqs=3)
     core = make_core(settings, directory)
     longest, seen = max(prompts, key=len), Seen()
     run(core, [longest], 1, seen=seen)
@@ -111,8 +123,12 @@ def test_prefill_in_chunks_of_seven_tokens(directory, prompts, alone, reference)
     check(run(core, prompts, NUM_TOKENS), alone, prompts, reference)
 
 
-def test_a_cache_so_small_that_requests_are_preempted(directory, prompts, alone, reference):
-    settings = make_settings(directory, max_model_len=128, cache={"num_blocks": 24})
+def test_a_cache_so_small_that_requests_are_preempted(
+    directory, prompts, kernels, alone, reference
+):
+    settings = make_settings(
+        directory, kernels=kernels, max_model_len=128, cache={"num_blocks": 24}
+    )
     core = make_core(settings, directory)
     outputs = run(core, prompts, NUM_TOKENS)
     assert core.num_preemptions > 10

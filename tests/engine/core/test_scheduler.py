@@ -1,6 +1,7 @@
 """The scheduler by examples, and by random lives of many requests (hypothesis)."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from engine.core.block_manager import BlockManager
 from engine.core.request import Request, RequestKey
 from engine.core.scheduler import Produced, Scheduler
-from engine.protocol import FinishReason
+from engine.protocol import OUTPUT_HORIZON, FinishReason
 from engine.sampling import SamplingParams
 
 BLOCK = 4
@@ -178,12 +179,34 @@ def test_every_request_ends_with_its_tokens_and_every_block_comes_back(
                 scheduler.abort(alive[index].key)
                 aborted.add(index)
         check_step(scheduler, blocks, budget, max_num_seqs)
+        check_work(scheduler, alive.values())
         now += 1
         assert now < 5000, "requests never end"
     assert blocks.num_free == num_blocks
     for index, request in alive.items():
         if index not in aborted:
             assert request.num_outputs == request.sampling.max_tokens
+
+
+def check_work(scheduler: Scheduler, requests: Iterable[Request]) -> None:
+    there = [request for request in requests if request.key in scheduler._by_key]
+    assert scheduler.num_waiting + scheduler.num_running == len(there) == scheduler.num_requests
+    assert scheduler.work() == (
+        sum(request.num_to_prefill for request in there),
+        sum(request.num_ahead for request in there),
+    )
+
+
+def test_a_request_with_a_huge_limit_counts_as_far_as_the_horizon():
+    scheduler = make_scheduler(max_num_seqs=1)
+    for index in range(2):
+        scheduler.add(make_request(index, [1, 2, 3, 4, 5], max_tokens=10_000))
+    assert scheduler.work() == (10, 2 * OUTPUT_HORIZON)
+    step(scheduler)
+    assert scheduler.admitted == [scheduler._running[0]]
+    assert scheduler.work() == (5, 2 * OUTPUT_HORIZON)
+    step(scheduler)
+    assert scheduler.admitted == []
 
 
 def check_step(scheduler: Scheduler, blocks: BlockManager, budget: int, max_num_seqs: int) -> None:

@@ -15,7 +15,16 @@ import openai
 import pytest
 
 from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
-from engine.config import HealthOptions, ProcessSpec, Role, Settings
+from engine.config import (
+    BalancerOptions,
+    BalancerPolicy,
+    CoordinatorOptions,
+    FrontendOptions,
+    HealthOptions,
+    ProcessSpec,
+    Role,
+    Settings,
+)
 from engine.frontend import process
 from engine.frontend.tokenizer import Tokenizer
 from engine.protocol import Phase
@@ -71,8 +80,9 @@ class RunningFrontEnd:
         assert not self._thread.is_alive()
 
     def wait_until_ready(self) -> None:
-        """Waits until every rank takes requests."""
+        """Waits until every rank takes requests, and the deployment knows it."""
         self.wait_for_readiness(lambda body: body["ready"])
+        self.deployment.wait(lambda seen: Phase.ready in seen.phases)
 
     def wait_for_readiness(self, found: Callable[[dict[str, Any]], bool]) -> None:
         """Asks /ready until the body is as it should be."""
@@ -114,6 +124,8 @@ def started(
     dp: int = 1,
     silence_s: float = DEADLINE_S,
     prepare: Callable[[FakeDeployment], None] = lambda deployment: None,
+    policy: BalancerPolicy = BalancerPolicy.least_loaded,
+    max_requests: int = 4096,
 ) -> Iterator[RunningFrontEnd]:
     """A front end that serves, in a deployment of ready ranks.
 
@@ -121,7 +133,14 @@ def started(
         prepare: Changes the deployment before the front end starts.
     """
     health = HealthOptions(silence_s=silence_s, stop_s=10.0)
-    settings = make_settings(model_directory, dp=dp, health=health)
+    settings = make_settings(
+        model_directory,
+        dp=dp,
+        health=health,
+        balancer=BalancerOptions(policy=policy),
+        frontend=FrontendOptions(port=0, max_requests=max_requests),
+        coordinator=CoordinatorOptions(metrics_interval_s=0.05),
+    )
     with tempfile.TemporaryDirectory(prefix="flotilla-") as directory:  # short, for ipc paths
         deployment = FakeDeployment(Path(directory), dp)
         prepare(deployment)

@@ -17,6 +17,9 @@ from engine import transport
 from engine.checkpoints.tiny import END_TURN
 from engine.config import Role
 from engine.protocol import (
+    LOADS_TOPIC,
+    MEMBERSHIP_TOPIC,
+    METRICS_TOPIC,
     TO_COORDINATOR,
     TO_ENGINE,
     AbortRequests,
@@ -27,12 +30,17 @@ from engine.protocol import (
     FinishReason,
     GetPlan,
     Heartbeat,
+    Loads,
     Member,
     Membership,
+    Message,
+    MetricsReport,
+    MetricsSnapshot,
     Phase,
     PhaseEntered,
     PlanAnswer,
     ProcessState,
+    RankLoad,
     Register,
     Registered,
     RequestOutput,
@@ -87,6 +95,7 @@ class Seen:
     phases: list[Phase] = field(default_factory=list)
     drained: list[Drained] = field(default_factory=list)
     frontend: Register | None = None
+    metrics: list[MetricsReport] = field(default_factory=list)
 
 
 class FakeDeployment:
@@ -159,6 +168,12 @@ class FakeDeployment:
             self._publish()
 
         self._do(change)
+
+    def publish_loads(self, *loads: RankLoad) -> None:
+        self._do(lambda: self._send_to_all(LOADS_TOPIC, Loads(self._epoch, list(loads))))
+
+    def publish_metrics(self, *reports: MetricsReport) -> None:
+        self._do(lambda: self._send_to_all(METRICS_TOPIC, MetricsSnapshot(list(reports))))
 
     def drain(self) -> None:
         self.state = DeploymentState.draining
@@ -245,6 +260,8 @@ class FakeDeployment:
                 members = [engine.member() for engine in self.engines.values()]
                 answer = PlanAnswer(call_id, self.plan, members, ["something differs"])
                 transport.send(self._inbox, answer, sender)
+            case MetricsReport() as report:
+                self._note(lambda seen: seen.metrics.append(report))
             case Heartbeat() | GetPlan():
                 pass
 
@@ -256,7 +273,11 @@ class FakeDeployment:
             members.append(self._frontend_member(hello))
             for engine in self.engines.values():
                 self._connect(engine, hello)
-        transport.send(self._members, Membership(self._epoch, self.state, members, [], []))
+        membership = Membership(self._epoch, self.state, members, [], [])
+        self._send_to_all(MEMBERSHIP_TOPIC, membership)
+
+    def _send_to_all(self, topic: bytes, message: Message) -> None:
+        transport.send(self._members, message, topic)
 
     def _frontend_member(self, hello: Register) -> Member:
         return Member(

@@ -8,13 +8,16 @@ from engine.frontend.errors import ApiError, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.in_flight import InFlight
 from engine.frontend.load_balancer import work_of
+from engine.metrics import LOST_MESSAGES, Metrics
 from engine.protocol import (
     AddRequest,
     EngineOutputs,
     FinishReason,
+    Loads,
     Member,
     Phase,
     ProcessState,
+    RankLoad,
     RequestOutput,
 )
 from engine.sampling import SamplingParams
@@ -40,6 +43,18 @@ def member(
     )
 
 
+def load(
+    rank: int,
+    *,
+    incarnation: int = 0,
+    waiting_tokens: int = 0,
+    output_tokens: int = 0,
+    step_s: float = 0.0,
+    age_s: float = 0.0,
+) -> RankLoad:
+    return RankLoad(rank, incarnation, 0, 0, waiting_tokens, output_tokens, 0.0, step_s, age_s)
+
+
 def outputs(
     rank: int,
     sequence: int,
@@ -56,22 +71,25 @@ class Table:
     """Ranks 0 and 1, both reachable, with helpers to tell a story."""
 
     def __init__(self) -> None:
-        self.in_flight = InFlight()
+        self.metrics = Metrics(Role.frontend)
+        self.in_flight = InFlight(self.metrics)
         self.in_flight.apply([member(0), member(1)])
         for engine in self.in_flight.engines.values():
-            engine.is_reachable = True
+            self.in_flight.set_reachable(engine, is_reachable=True, is_full=False)
         self.closed: list[Generation] = []
 
-    def add(self, rank: int, request_id: int, num_prompt_tokens: int = 4) -> Generation:
+    def add(
+        self, rank: int, request_id: int, num_prompt_tokens: int = 4, now_s: float = 0.0
+    ) -> Generation:
         engine = self.in_flight.engines[rank]
         prompt, sampling = [0] * num_prompt_tokens, SamplingParams(max_tokens=10)
         request = AddRequest(engine.next_sequence, request_id, prompt, sampling)
         engine.next_sequence += 1
-        return self.in_flight.add(engine, request, self.closed.append)
+        return self.in_flight.add(engine, request, self.closed.append, now_s)
 
     @property
     def work(self) -> dict[int, int]:
-        return self.in_flight.work()
+        return {each.rank: each.own for each in self.in_flight.candidates()}
 
 
 @pytest.fixture
@@ -147,6 +165,8 @@ async def test_a_gap_in_the_outputs_fails_all_requests_of_the_rank(table: Table)
     assert (await problem_of(one)).message == "Rank 0 failed: outputs 1 to 2 were lost"
     assert isinstance(await problem_of(two), Unavailable)
     assert table.work == {0: 0, 1: other.work}
+    lost = [each for each in table.metrics.values() if each.name == LOST_MESSAGES.name]
+    assert [(each.labels, each.value) for each in lost] == [(("engine-0",), 2)]
     later = table.add(0, 4)  # goes on from there
     table.in_flight.receive(outputs(0, 4, (4, 67)))
     assert await tokens_of(later) == [67]
@@ -189,7 +209,9 @@ def test_only_ready_and_reachable_ranks_get_work(table: Table):
     assert table.work == {0: 0, 1: 0}
     table.in_flight.apply([member(0, state=SUSPECT, reason="silent"), member(1)])
     assert table.work == {1: 0}
-    table.in_flight.engines[1].is_reachable = False
+    table.in_flight.set_reachable(table.in_flight.engines[1], is_reachable=True, is_full=True)
+    assert table.work == {}
+    table.in_flight.set_reachable(table.in_flight.engines[1], is_reachable=False, is_full=False)
     assert table.work == {}
 
 
@@ -200,6 +222,46 @@ async def test_a_suspect_rank_goes_on_with_what_it_has(table: Table):
     assert await tokens_of(one) == [65]
 
 
+async def test_the_load_of_a_rank_is_its_report_and_what_was_sent_since(table: Table):
+    work = table.in_flight.engines[0].work
+    first = table.add(0, 1, num_prompt_tokens=100, now_s=1.0)
+    second = table.add(0, 2, num_prompt_tokens=50, now_s=2.0)
+    assert work.estimate == first.work + second.work == 170
+    # Reported at 1.5: another front end's requests are in there, the second one is not.
+    loads = Loads(1, [load(0, waiting_tokens=900, output_tokens=30, age_s=0.5)])
+    table.in_flight.apply_loads(loads, now_s=2.0)
+    assert work.estimate == 930 + second.work
+    table.in_flight.receive(outputs(0, 0, (2, 65)))  # its prompt is through
+    assert second.work == 9
+    assert work.estimate == 930 + 9
+    table.in_flight.apply_loads(Loads(1, [load(0, output_tokens=3)]), now_s=3.0)
+    assert work.estimate == work.own == first.work + 9  # the report cannot be all
+
+
+async def test_what_was_sent_during_the_step_before_a_report_may_not_be_in_it(table: Table):
+    one = table.add(0, 1, now_s=1.0)
+    table.in_flight.apply_loads(Loads(1, [load(0, waiting_tokens=500, step_s=0.3)]), now_s=1.2)
+    assert table.in_flight.engines[0].work.estimate == 500 + one.work
+    table.in_flight.apply_loads(Loads(1, [load(0, waiting_tokens=500, step_s=0.3)]), now_s=1.4)
+    assert table.in_flight.engines[0].work.estimate == 500
+
+
+async def test_a_rank_that_is_not_in_the_snapshot_has_what_is_in_flight_here(table: Table):
+    one = table.add(0, 1)
+    table.in_flight.apply_loads(Loads(1, [load(0, waiting_tokens=500)]), now_s=1.0)
+    table.in_flight.apply_loads(Loads(2, [load(1, waiting_tokens=5)]), now_s=2.0)
+    work = {rank: engine.work.estimate for rank, engine in table.in_flight.engines.items()}
+    assert work == {0: one.work, 1: 5}
+    table.in_flight.forget_loads()
+    assert table.in_flight.engines[1].work.estimate == 0
+
+
+async def test_the_report_of_another_incarnation_is_ignored(table: Table):
+    loads = [load(0, incarnation=1, waiting_tokens=500), load(7, waiting_tokens=1)]
+    table.in_flight.apply_loads(Loads(1, loads), now_s=1.0)
+    assert table.in_flight.engines[0].work.estimate == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_work_is_the_sum_over_the_requests_in_flight(table: Table, seed: int):
     choice = random.Random(seed)
@@ -208,11 +270,18 @@ def test_work_is_the_sum_over_the_requests_in_flight(table: Table, seed: int):
     prompts = [choice.randrange(1, 500) for _ in range(60)]
     for request_id, num_prompt_tokens in enumerate(prompts):
         produced[request_id] = 0
-        table.add(0, request_id, num_prompt_tokens)
+        table.add(0, request_id, num_prompt_tokens, now_s=request_id)
         for known in choice.sample(list(engine.generations), len(engine.generations) // 2):
             _one_step(table, known, produced, choice.random)
-        assert engine.work == sum(
-            work_of(prompts[number], produced[number], 10) for number in engine.generations
+        if choice.random() < 0.2:
+            now_s = request_id - choice.randrange(10)
+            table.in_flight.apply_loads(Loads(1, [load(0, waiting_tokens=7)]), now_s)
+        work = {
+            number: work_of(prompts[number], produced[number], 10) for number in engine.generations
+        }
+        assert engine.work.own == sum(work.values())
+        assert engine.work.unreported == sum(
+            work[number] for number in work if number > engine.report_s
         )
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.checkpoints.sources import model_directory
 from engine.checkpoints.tiny import write_random_checkpoint
-from engine.config import Device, DType, ModelKind, ModelOptions
+from engine.config import Device, DType, Kernels, ModelKind, ModelOptions
 from engine.model.batch import lay_out
 from engine.model.facts import ModelFacts
 from engine.model.runner import Chunk
@@ -50,17 +50,18 @@ def directory(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(
     params=[
-        (DType.bfloat16, Device.cpu),
-        pytest.param((DType.bfloat16, Device.cuda), marks=pytest.mark.gpu),
-        pytest.param((DType.float16, Device.cuda), marks=pytest.mark.gpu),
+        (DType.bfloat16, Device.cpu, Kernels.native),
+        (DType.bfloat16, Device.cpu, Kernels.torch),
+        pytest.param((DType.bfloat16, Device.cuda, Kernels.auto), marks=pytest.mark.gpu),
+        pytest.param((DType.float16, Device.cuda, Kernels.auto), marks=pytest.mark.gpu),
     ],
-    ids=lambda pair: f"{pair[0].value}-{pair[1].value}",
+    ids=lambda param: "-".join(choice.value for choice in param),
 )
 def runner(request, directory: Path) -> TorchRunner:
-    dtype, device = request.param
+    dtype, device, kernels = request.param
     if device is Device.cuda and not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
-    settings = make_settings(directory, dtype=dtype, device=device)
+    settings = make_settings(directory, dtype=dtype, device=device, kernels=kernels)
     made = TorchRunner(settings, directory, device_id=0, num_threads=2)
     made.load_weights()
     made.allocate_cache()

@@ -1,0 +1,161 @@
+"""The linear kernel against exact products, row by row, on every path."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.model.kernels.linear import NativeLinear
+from engine.model.operators import Norm
+
+pytestmark = pytest.mark.timeout(300)
+
+UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
+"""Largest relative error of rounding once."""
+SILU_SLOPE = 1.1
+"""Of silu, at most."""
+EPS = 1e-5
+
+
+@dataclass
+class Case:
+    """A layer, and what it is called with."""
+
+    rows: int
+    in_features: int
+    out_features: int
+    gated: bool
+    has_bias: bool
+    has_norm: bool
+    has_residual: bool
+    magnitude: float
+    num_threads: int
+    seed: int
+    dtype: torch.dtype = torch.float32
+    x: torch.Tensor = field(init=False)
+    weight: torch.Tensor = field(init=False)
+    bias: torch.Tensor | None = field(init=False)
+    norm: Norm | None = field(init=False)
+    residual: torch.Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(self.dtype)
+
+        columns = self.out_features * (2 if self.gated else 1)
+        self.x = random(self.rows, self.in_features) * self.magnitude
+        self.weight = random(columns, self.in_features)
+        self.bias = random(columns) if self.has_bias else None
+        self.norm = Norm(random(self.in_features), EPS) if self.has_norm else None
+        self.residual = random(self.rows, self.out_features) if self.has_residual else None
+
+
+cases = st.builds(
+    Case,
+    rows=st.integers(0, 70),
+    in_features=st.integers(1, 200),
+    out_features=st.integers(1, 200),
+    gated=st.booleans(),
+    has_bias=st.booleans(),
+    has_norm=st.booleans(),
+    has_residual=st.booleans(),
+    magnitude=st.sampled_from((0.001, 1.0, 100.0)),
+    num_threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+GATED = Case(13, 67, 150, True, True, True, True, 1.0, 3, seed=1)
+PLAIN = replace(GATED, gated=False, has_norm=False)
+
+
+def make_layer(case: Case, library, teams) -> NativeLinear:
+    team = teams[case.num_threads]
+    return NativeLinear(library, team, case.weight, case.bias, case.norm, case.gated)
+
+
+def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the layer gives in float64, and the largest error that rounding on the way explains.
+
+    Rounded are: each cell of the left-hand side, if it is not x itself; every float32 operation
+    of the norm and of a sum; a result.
+    """
+    x, weight = case.x.double(), case.weight.double()
+    sum_unit = (2 * case.in_features + 16) * UNIT[torch.float32]
+    cell_unit = 0.0
+    if case.norm is not None:
+        x = F.rms_norm(x, (case.in_features,), case.norm.weight.double(), EPS)
+        cell_unit = UNIT[case.dtype] + sum_unit
+    bias = torch.zeros(len(weight)) if case.bias is None else case.bias.double()
+    y = x @ weight.T + bias
+    error = (x.abs() @ weight.abs().T) * (cell_unit + sum_unit) + bias.abs() * sum_unit
+    if case.gated:
+        (gate, up), (gate_error, up_error) = y.chunk(2, dim=1), error.chunk(2, dim=1)
+        y = F.silu(gate) * up
+        error = SILU_SLOPE * gate_error * (up.abs() + up_error) + F.silu(gate).abs() * up_error
+        error = error + y.abs() * 2.0**-20
+    if case.residual is not None:
+        y = y + case.residual.double()
+        error = error + (y.abs() + case.residual.double().abs()) * sum_unit
+    return y, error + UNIT[case.dtype] * (y.abs() + error) + 1e-30
+
+
+def check(case: Case, library, teams) -> None:
+    expected, bound = exact(case)
+    y = make_layer(case, library, teams)(case.x, case.residual)
+    assert y.dtype == case.dtype
+    assert y.shape == (case.rows, case.out_features)
+    excess = (y.double() - expected).abs() - bound
+    assert (excess <= 0).all(), f"beyond the bound by {excess.max()}"
+
+
+@given(case=cases)
+def test_the_result_is_exact_but_for_rounding(library, dtype, teams, case):
+    check(replace(case, dtype=dtype), library, teams)
+
+
+@pytest.mark.parametrize("case", [PLAIN, GATED], ids=["plain", "gated"])
+def test_two_thousand_rows(library, dtype, teams, case):
+    check(replace(case, rows=2000, dtype=dtype), library, teams)
+
+
+@given(case=cases)
+def test_a_row_is_the_same_alone_and_among_others_with_any_number_of_threads(
+    library, dtype, teams, case
+):
+    case = replace(case, dtype=dtype)
+    y = make_layer(case, library, teams)(case.x, case.residual)
+    for num_threads in teams:
+        layer = make_layer(replace(case, num_threads=num_threads), library, teams)
+        assert torch.equal(layer(case.x, case.residual), y)
+    for row in range(case.rows):
+        residual = None if case.residual is None else case.residual[row : row + 1]
+        assert torch.equal(layer(case.x[row : row + 1], residual)[0], y[row])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("case", [PLAIN, GATED], ids=["plain", "gated"])
+def test_what_is_not_finite_stays_in_its_row(library, dtype, teams, case, poison):
+    case = replace(case, dtype=dtype)
+    layer = make_layer(case, library, teams)
+    clean = layer(case.x, case.residual)
+    for row in range(case.rows):
+        x = case.x.clone()
+        x[row, row] = poison
+        y = layer(x, case.residual)
+        others = torch.arange(case.rows) != row
+        assert torch.equal(y[others], clean[others])
+        assert not y[row].isfinite().any()
+
+
+def test_silu_of_small_and_large_gates(library, dtype, teams):
+    gates = torch.linspace(-200, 200, 2001).to(dtype)
+    weight = torch.tensor([[1.0], [0.0]], dtype=dtype)
+    bias = torch.tensor([0.0, 1.0], dtype=dtype)
+    layer = NativeLinear(library, teams[1], weight, bias, gated=True)
+    expected = F.silu(gates.double())
+    error = (layer(gates[:, None])[:, 0].double() - expected).abs()
+    assert (error <= (2.0**-20 + UNIT[dtype]) * expected.abs() + 1e-30).all()
