@@ -86,7 +86,7 @@ class EngineCore:
             list(prompt),
             len(prompt),
             message.sampling,
-            external_id=message.external_id,
+            external_id=message.external_id or f"{frontend}/{message.request_id}",
             arrived_s=time.perf_counter(),
         )
         try:
@@ -96,9 +96,9 @@ class EngineCore:
             self._scheduler.add(request)
         except RequestRefused as refusal:
             self._metrics.note_refused(refusal.reason)
-            logger.debug("request %s refused: %s", message.external_id, refusal)
+            logger.debug("request %s: refused: %s", request.external_id, refusal)
             raise
-        logger.debug("request %s: %d prompt tokens", message.external_id, len(prompt))
+        logger.debug("request %s: %d prompt tokens", request.external_id, len(prompt))
 
     def abort_request(self, frontend: str, request_id: int) -> None:
         request = self._scheduler.abort(RequestKey(frontend, request_id))

@@ -86,6 +86,23 @@ def test_refusals_are_counted_by_reason():
     assert values["refused_requests.too_long"].value == 1
 
 
+def test_each_request_is_logged_under_the_clients_id(caplog):
+    core = make_core()
+    sampling = SamplingParams(2, temperature=0.0, ignore_eos=True)
+    with caplog.at_level("DEBUG", "engine.core"):
+        core.add_request("frontend-0.1", AddRequest(0, 7, [5], sampling, "from-a-client"))
+        add(core, 8, 3, 99)
+        core.step()
+        core.step()
+        core.abort_request("frontend-0.1", 8)
+    assert caplog.messages == [
+        "request from-a-client: 1 prompt tokens",
+        "request frontend-0.1/8: 3 prompt tokens",
+        "request from-a-client: length, 2 tokens",
+        "request frontend-0.1/8: aborted",
+    ]
+
+
 def test_times_are_taken_from_arrival_to_first_token_and_between_tokens():
     metrics = EngineMetrics(prefix_caching=True)
     requests = [
