@@ -137,9 +137,10 @@ class Api:
         continued = prompt_token_ids if isinstance(body, CompletionRequest) else ()
         reader = self._tokenizer.detokenizer(continued)
         transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)
-        generation = self._front_end.client.submit(prompt_token_ids, sampling, rank)
+        request_id = REQUEST_ID.get()
+        generation = self._front_end.client.submit(prompt_token_ids, sampling, rank, request_id)
         completion = Completion(
-            REQUEST_ID.get(),
+            request_id,
             generation,
             transcript,
             len(prompt_token_ids),

@@ -111,12 +111,17 @@ class EngineClient:
         return {engine.rank for engine in engines if engine.is_reachable}
 
     def submit(
-        self, prompt_token_ids: list[int], sampling: SamplingParams, pinned: int | None = None
+        self,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        pinned: int | None = None,
+        external_id: str = "",
     ) -> Generation:
         """Sends a request to the rank that the load balancer chooses.
 
         Args:
             pinned: The rank that the client wants; no other takes the request.
+            external_id: What the log lines of the engine core call it.
 
         Raises:
             Unavailable: No rank takes it, or not the pinned one.
@@ -127,7 +132,9 @@ class EngineClient:
         request_id = next(self._request_ids)
         while decision := self._choose(pinned):
             engine = self._in_flight.engines[decision.rank]
-            request = AddRequest(engine.next_sequence, request_id, prompt_token_ids, sampling)
+            request = AddRequest(
+                engine.next_sequence, request_id, prompt_token_ids, sampling, external_id
+            )
             if self._send(engine, request):
                 labels = (self._policy.value, decision.reason.value)
                 self._metrics.add(BALANCER_DECISIONS, labels=labels)

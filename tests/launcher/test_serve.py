@@ -88,3 +88,13 @@ def test_without_a_compiler_it_serves_and_says_what_it_has_to_do_without(
         [remark] = [member["remark"] for member in members if member["remark"]]
     assert remark.startswith("torch's slower operators: no C compiler")
     assert launcher.output.count(f"engine-0     ready ({remark})") == 1
+
+
+def test_a_request_has_the_clients_id_in_the_logs_of_every_process_that_sees_it(runtime):
+    overrides = ("model=dummy", "log.level=debug")
+    with serving(*overrides, runtime_directory=runtime) as (launcher, client):
+        client.headers["X-Request-Id"] = "my-request"
+        assert complete(client).headers["x-request-id"] == "my-request"
+        for process in ("frontend-0", "engine-0"):
+            log = (launcher.directory / "logs" / f"{process}.log").read_text()
+            assert re.search(r"request my-request: ", log), process
