@@ -119,6 +119,7 @@ def _version(compiler: str) -> str:
 
 
 def _compile(compiler: str, flags: list[str], library: Path) -> None:
+    logger.info("building the kernels with %s %s", compiler, " ".join(flags))
     _run([compiler, *flags, "-o", str(library), str(_SOURCES / "kernels.c"), "-lm"])
     library.chmod(0o600)
     library.parent.chmod(0o700)  # whatever the umask: see _own()
