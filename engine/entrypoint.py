@@ -69,10 +69,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (most, most)
-    )  # two connections to each other process
+    _allow_many_connections()
     lifeline = Lifeline(int(sys.argv[1]))
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)

@@ -83,8 +83,9 @@ def run(
         coordinator.main_loop()
     finally:
         coordinator.close()
-        if run_directory is not None:
-            remove_if_abandoned(Path(run_directory), waits=not lifeline.was_told)
+    # Its end, not a failure: after one the launcher lives, and would be waited for in vain.
+    if run_directory is not None:
+        remove_if_abandoned(Path(run_directory), waits=not lifeline.was_told)
 
 
 def remove_if_abandoned(run_directory: Path, waits: bool) -> None:

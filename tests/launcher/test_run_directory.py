@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.coordinator.process import remove_if_abandoned
+from engine.config import ProcessSpec, Role
+from engine.coordinator.process import Coordinator, remove_if_abandoned, run
+from engine.lifeline import Lifeline
 from launcher.errors import Refused
 from launcher.run_directory import RunDirectory
+from tests.engine.settings import dummy_settings
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +120,20 @@ def test_the_coordinator_waits_for_the_lock_of_a_launcher_that_dies(directory: R
             holder.kill()
             removed.result(30)
     assert not directory.path.exists()
+
+
+def test_a_coordinator_that_fails_does_not_wait_for_its_launcher_to_end(
+    directory: RunDirectory, monkeypatch
+):
+    def fail(_coordinator: Coordinator) -> None:
+        raise RuntimeError("a defect")
+
+    directory.acquire()
+    monkeypatch.setattr(Coordinator, "main_loop", fail)
+    lifeline, _launchers_end = os.pipe()  # never closed: that would end this process
+    head = ProcessSpec(name="coordinator", role=Role.coordinator, node="head")
+    endpoint = f"ipc://{directory.path}/coordinator"
+    told = (head, dummy_settings(), endpoint, 1, Lifeline(lifeline), str(directory.path))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="a defect"):
+        pool.submit(run, *told).result(10)
+    assert directory.path.exists()
