@@ -9,7 +9,7 @@ import torch
 from engine.config import Settings
 from engine.model.attention import lazy_zeros
 from engine.model.batch import Layout
-from engine.model.kernels.library import AttentionStruct, Library, StepStruct, Team
+from engine.model.kernels.binding import AttentionStruct, Library, StepStruct, Team
 from engine.model.rotary import rotary_tables
 
 MAX_TILE_TOKENS = 32

@@ -5,7 +5,7 @@ import ctypes
 import torch
 import torch.nn.functional as F
 
-from engine.model.kernels.library import Library, LinearStruct, Team
+from engine.model.kernels.binding import Library, LinearStruct, Team
 from engine.model.operators import Norm
 
 _PANEL = 16

@@ -4,7 +4,7 @@ import torch
 
 from engine.config import Settings
 from engine.model.kernels.attention import NativeAttention
-from engine.model.kernels.library import Library, Team, best_library
+from engine.model.kernels.binding import Library, Team, best_library
 from engine.model.kernels.linear import NativeLinear
 from engine.model.operators import Linear, Norm
 

@@ -5,8 +5,8 @@ import shlex
 import pytest
 import torch
 
+from engine.model.kernels.binding import Library, Team
 from engine.model.kernels.build import InstructionPath, usable_paths
-from engine.model.kernels.library import Library, Team
 
 
 @pytest.fixture(scope="session", params=usable_paths(), ids=lambda path: path.name)

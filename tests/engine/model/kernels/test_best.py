@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.model.kernels.library import Library, Team
+from engine.model.kernels.binding import Library, Team
 
 
 def best_of(logits: torch.Tensor, library: Library, team: Team) -> list[int]:

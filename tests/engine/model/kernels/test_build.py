@@ -14,7 +14,7 @@ import torch
 
 from engine.config import Kernels
 from engine.errors import KernelError
-from engine.model.kernels import library as library_module
+from engine.model.kernels import binding
 from engine.model.kernels.build import PATHS, InstructionPath, build, usable_paths
 from engine.model.kernels.operators import NativeOperators
 from engine.model.operators import make_operators
@@ -34,7 +34,7 @@ exec {gcc} "$@"
 BUILD_AND_LOAD = """
 import sys
 import torch
-from engine.model.kernels.library import best_library
+from engine.model.kernels.binding import best_library
 print("ready", flush=True)
 sys.stdin.readline()
 print(best_library(torch.float32).path_name)
@@ -55,7 +55,7 @@ def no_compiler(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A PATH with nothing in it, and no library that is open already."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    library_module._open.cache_clear()
+    binding._open.cache_clear()
     monkeypatch.setenv("PATH", str(empty))
 
 
@@ -196,7 +196,7 @@ def test_what_an_old_compiler_does_not_know_is_done_without(cache, tmp_path, mon
     script.write_text(OLD_COMPILER.format(flag=best.flags[-1], gcc=shutil.which("gcc")))
     script.chmod(0o700)
     monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
-    library_module._open.cache_clear()
+    binding._open.cache_clear()
     operators = make_operators(dummy_settings(kernels=Kernels.native), torch.float32, CPU, 1)
     assert operators.name == f"native ({others[0].name})"
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 import engine.model.kernels
 from engine.errors import KernelError
+from engine.model.kernels.binding import Library, Team
 from engine.model.kernels.build import usable_paths
-from engine.model.kernels.library import Library, Team
 from engine.model.kernels.linear import NativeLinear
 from engine.model.operators import Norm
 
@@ -70,7 +70,7 @@ FORK = """
 import os
 import sys
 import torch
-from engine.model.kernels.library import Team, best_library
+from engine.model.kernels.binding import Team, best_library
 team = Team(best_library(torch.float32), 3)
 child = os.fork()
 if child:
