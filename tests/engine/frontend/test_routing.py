@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from engine import transport
-from engine.config import BalancerPolicy, Role
+from engine.config import BalancerPolicy, HealthOptions, Role
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Overloaded
 from engine.frontend.generation import Generation
@@ -186,7 +186,8 @@ def sockets(
 async def test_an_engine_whose_queue_is_full_is_named_and_misses_nothing(sockets):
     requests, outputs, engine = sockets
     client = EngineClient(
-        requests, outputs, BalancerPolicy.least_loaded, DEADLINE_S, Metrics(Role.frontend)
+        *(requests, outputs, BalancerPolicy.least_loaded),
+        *(HealthOptions(silence_s=DEADLINE_S), Metrics(Role.frontend)),
     )
     reached = asyncio.Event()
     client.start(reached.set)
