@@ -37,11 +37,6 @@ from engine.protocol import (
 
 logger = logging.getLogger(__name__)
 
-IDLE_TURNS_PER_SILENCE = 4
-"""Times that an idle main loop turns within `health.silence_s`, to show that it is not stuck: often
-enough that a late heartbeat does not make it suspect.
-"""
-
 
 def run(
     process: ProcessSpec,
@@ -84,10 +79,10 @@ class CoreProcess:
         self._poller.register(self._wake, zmq.POLLIN)
         self._began_s = time.monotonic()
         self._load_due_s = self._metrics_due_s = 0.0
-        idle_wait_s = min(
-            settings.coordinator.metrics_interval_s,
-            settings.health.silence_s / IDLE_TURNS_PER_SILENCE,
-        )
+        # An idle main loop turns often enough to show in a heartbeat, well within the silence, that
+        # it is not stuck.
+        turn_s = (settings.health.silence_s - settings.health.heartbeat_s) / 2
+        idle_wait_s = min(settings.coordinator.metrics_interval_s, turn_s)
         self._idle_wait_ms = max(1, round(idle_wait_s * 1000))
         self._link = CoordinatorLink(
             *(coordinator_endpoint, self._hello(), settings.health.heartbeat_s),
