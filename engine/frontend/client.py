@@ -84,7 +84,7 @@ class EngineClient:
         """
         self._on_reached = on_reached
         self._loop = asyncio.get_running_loop()
-        self.heard_s = self._loop.time()
+        self.heard_s = self._looked_s = self._loop.time()
         self._loop.add_reader(self._outputs.fileno(), self._receive)
         self._receive()  # the descriptor tells only of what comes from now on
         self._look()
@@ -186,13 +186,16 @@ class EngineClient:
     def _look(self) -> None:
         """Finds what was lost without a trace, and who has been waited for too long."""
         now_s = self._loop.time()
-        self._in_flight.fail_overdue(now_s, self._suspect_s)
+        interval_s = min(self._silence_s, self._suspect_s) / 2
+        if now_s - self._looked_s < 2 * interval_s:  # else it slept: what came meanwhile is unread
+            is_informed = now_s - self.heard_s <= self._silence_s
+            self._in_flight.fail_overdue(now_s, self._suspect_s, is_informed)
+        self._looked_s = now_s
         for engine in list(self._in_flight.engines.values()):
             self._tell_aborts(engine)
             if engine.needs_probe(now_s, self._silence_s):
                 engine.probed_s = now_s
                 self._send(engine, AbortRequests(engine.next_sequence, []))
-        interval_s = min(self._silence_s, self._suspect_s) / 2
         self._next_look = self._loop.call_later(interval_s, self._look)
 
     def _receive(self) -> None:

@@ -22,7 +22,7 @@ class Engine:
         acknowledged: Number of the last message that it says it has.
         expected: Number of the next outputs from it.
         heard_s: When the last outputs came from it.
-        trusted_s: When it was last seen ready and connected.
+        trusted_s: When it was last known to be ready and connected.
         work: What it has to do; `own` is the sum over its generations.
         report_s: When it reported its load; what was sent later is not in there.
         generations: Its requests in flight, in the order in which they were sent.
@@ -51,11 +51,6 @@ class Engine:
     def takes_work(self) -> bool:
         return self.state is ProcessState.ready and self.is_reachable and not self.is_full
 
-    def note_trust(self, now_s: float) -> None:
-        """Takes the time if it is ready and connected."""
-        if self.state is ProcessState.ready and self.is_reachable:
-            self.trusted_s = now_s
-
     def quiet_s(self, now_s: float) -> float:
         """How long it has said nothing although it has requests."""
         if not self.generations:
@@ -78,7 +73,7 @@ class Engine:
         return min(self.quiet_s(now_s), now_s - self.probed_s) > silence_s
 
     def is_overdue(self, now_s: float, suspect_s: float) -> bool:
-        """Whether its requests have waited long enough: it is suspect or cut off, and silent."""
+        """Whether its requests have waited long enough: it is silent, and not trusted either."""
         return min(self.quiet_s(now_s), now_s - self.trusted_s) > suspect_s
 
     def abort(self, request_id: int, reason: FinishReason) -> None:

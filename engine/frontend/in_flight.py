@@ -143,15 +143,21 @@ class InFlight:
             requests = counted(len(failed), "request")
             logger.warning("failed %s of rank %s: %s", requests, engine.rank, reason)
 
-    def fail_overdue(self, now_s: float, suspect_s: float) -> None:
-        """Fails the requests of engines that have been suspect, or cut off, and silent for so long.
+    def fail_overdue(self, now_s: float, suspect_s: float, is_informed: bool = True) -> None:
+        """Fails the requests of engines that have been silent and not known to be well for so long.
 
-        To be called often: it also notes which engines are neither.
+        To be called often: it also notes which engines are well, ready and connected.
+
+        Args:
+            is_informed: The coordinator speaks; else what it said last is not believed.
         """
         for engine in self.engines.values():
-            engine.note_trust(now_s)
+            if is_informed and engine.state is ProcessState.ready and engine.is_reachable:
+                engine.trusted_s = now_s
             if engine.is_overdue(now_s, suspect_s):
                 reason = engine.reason or "not connected to this front end"
+                if not engine.reason and engine.is_reachable:
+                    reason = "silent, and so is the coordinator"
                 self.fail(engine, f"{reason}; given up after health.suspect_s ({suspect_s:g} s)")
 
     def end(self, engine: Engine, reason: str) -> None:

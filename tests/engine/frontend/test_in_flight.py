@@ -308,6 +308,16 @@ async def test_requests_of_a_rank_that_stays_out_of_reach_fail(table: Table):
     assert "not connected to this front end" in (await problem_of(one)).message
 
 
+async def test_requests_of_a_silent_rank_fail_when_the_coordinator_is_long_silent_too(table: Table):
+    one, other = table.add(0, 1, now_s=0.0), table.add(1, 2, now_s=0.0)
+    table.in_flight.fail_overdue(100.0, suspect_s=60.0)  # ready: it may take its time
+    table.in_flight.fail_overdue(130.0, suspect_s=60.0, is_informed=False)
+    table.receive(outputs(1, 0, (2, 65)), now_s=150.0)
+    table.in_flight.fail_overdue(161.0, suspect_s=60.0, is_informed=False)
+    assert "and so is the coordinator" in (await problem_of(one)).message
+    assert await tokens_of(other) == [65]
+
+
 def test_only_ready_and_reachable_ranks_get_work(table: Table):
     assert table.work == {0: 0, 1: 0}
     table.in_flight.apply([member(0, state=SUSPECT, reason="silent"), member(1)])

@@ -130,7 +130,7 @@ def test_a_request_that_never_arrived_fails(post: Post, deployment: FakeDeployme
 @pytest.fixture
 def watchful(start: Start) -> RunningFrontEnd:
     """A front end with one rank, which it soon asks when it is silent."""
-    front_end = start(silence_s=0.05, suspect_s=0.3)
+    front_end = start(silence_s=0.05)
     front_end.deployment.answer = None
     front_end.wait_until_ready()
     return front_end
@@ -161,10 +161,13 @@ def test_a_lost_abort_is_sent_again(watchful: RunningFrontEnd):
 
 
 @pytest.mark.parametrize("body", [BODY, STREAM])
-def test_a_rank_that_stays_suspect_fails_its_requests(watchful: RunningFrontEnd, body):
-    deployment = watchful.deployment
+def test_a_rank_that_stays_suspect_fails_its_requests(start: Start, body):
+    front_end = start(suspect_s=0.3)
+    deployment = front_end.deployment
+    deployment.answer = None
+    front_end.wait_until_ready()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(watchful.http.post, CHAT, json=body)
+        answer = pool.submit(front_end.http.post, CHAT, json=body)
         rank, request = deployment.wait_for_request()
         deployment.set_rank(rank, ProcessState.suspect, "silent for 1.2 s")
         response = answer.result(DEADLINE_S)
@@ -175,9 +178,9 @@ def test_a_rank_that_stays_suspect_fails_its_requests(watchful: RunningFrontEnd,
     assert error["code"] == "rank_failed"
     assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
     deployment.set_rank(rank, ProcessState.ready)
-    watchful.wait_for_readiness(lambda ready: ready["ready"])
+    front_end.wait_for_readiness(lambda ready: ready["ready"])
     deployment.answer = b"back again"
-    assert watchful.http.post(CHAT, json=BODY).status_code == 200
+    assert front_end.http.post(CHAT, json=BODY).status_code == 200
 
 
 def test_outputs_that_cannot_be_taken_hide_no_others(
