@@ -3,126 +3,30 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.config import Role
-from engine.frontend.engine import Engine
-from engine.frontend.errors import ApiError, EngineFailed, Unavailable
-from engine.frontend.generation import Generation
-from engine.frontend.in_flight import InFlight
+from engine.frontend.errors import EngineFailed, Unavailable
 from engine.frontend.load_balancer import work_of
-from engine.metrics import LOST_MESSAGES, Metrics
+from engine.metrics import LOST_MESSAGES
 from engine.protocol import (
-    AddRequest,
     EngineOutputs,
     FinishReason,
     Loads,
-    Member,
-    Phase,
-    ProcessState,
-    RankLoad,
     RequestOutput,
 )
-from engine.sampling import SamplingParams
-
-READY, LOST, SUSPECT = ProcessState.ready, ProcessState.lost, ProcessState.suspect
-
-
-def member(
-    rank: int, incarnation: int = 0, state: ProcessState = READY, reason: str = ""
-) -> Member:
-    return Member(
-        name=f"engine-{rank}",
-        role=Role.engine,
-        rank=rank,
-        incarnation=incarnation,
-        node="head",
-        pid=1,
-        devices=[],
-        state=state,
-        phase=Phase.ready,
-        since_s=0.0,
-        reason=reason,
-    )
-
-
-def load(
-    rank: int,
-    *,
-    incarnation: int = 0,
-    waiting_tokens: int = 0,
-    output_tokens: int = 0,
-    step_s: float = 0.0,
-    age_s: float = 0.0,
-) -> RankLoad:
-    return RankLoad(rank, incarnation, 0, 0, waiting_tokens, output_tokens, 0.0, step_s, age_s)
-
-
-def outputs(
-    rank: int,
-    sequence: int,
-    *tokens: tuple[int, int],
-    incarnation: int = 0,
-    lost: tuple[int, int] | None = None,
-    acknowledged: int = -1,
-) -> EngineOutputs:
-    """One token for each (request id, token)."""
-    produced = [RequestOutput(request_id, [token]) for request_id, token in tokens]
-    return EngineOutputs(rank, incarnation, sequence, acknowledged, produced, lost)
-
-
-class Table:
-    """Ranks 0 and 1, both reachable, with helpers to tell a story."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics(Role.frontend)
-        self.in_flight = InFlight(self.metrics)
-        self.in_flight.apply([member(0), member(1)])
-        for engine in self.in_flight.engines.values():
-            self.in_flight.set_reachable(engine, is_reachable=True, is_full=False)
-        self.closed: list[tuple[Generation, FinishReason]] = []
-
-    def add(
-        self, rank: int, request_id: int, num_prompt_tokens: int = 4, now_s: float = 0.0
-    ) -> Generation:
-        engine = self.in_flight.engines[rank]
-        prompt, sampling = [0] * num_prompt_tokens, SamplingParams(max_tokens=10)
-        request = AddRequest(engine.next_sequence, request_id, prompt, sampling)
-        engine.next_sequence += 1
-        return self.in_flight.add(
-            engine, request, lambda *closed: self.closed.append(closed), now_s
-        )
-
-    def receive(self, outputs: EngineOutputs, now_s: float = 0.0) -> None:
-        self.in_flight.receive(outputs, now_s)
-
-    def remove(self, generation: Generation) -> Engine | None:
-        return self.in_flight.remove(generation, FinishReason.abort)
-
-    def aborts(self, rank: int) -> list[int]:
-        """Requests that the rank shall be told to give up; it is told, with its next message."""
-        engine = self.in_flight.engines[rank]
-        aborts, engine.unsent_aborts = engine.unsent_aborts, {}
-        engine.sent_aborts[engine.next_sequence] = aborts
-        engine.next_sequence += 1
-        return list(aborts)
-
-    @property
-    def work(self) -> dict[int, int]:
-        return {each.rank: each.own for each in self.in_flight.candidates()}
+from tests.engine.frontend.in_flight_table import (
+    LOST,
+    SUSPECT,
+    Table,
+    load,
+    member,
+    outputs,
+    problem_of,
+    tokens_of,
+)
 
 
 @pytest.fixture
 def table() -> Table:
     return Table()
-
-
-async def problem_of(generation: Generation) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        await generation.take()
-    return caught.value
-
-
-async def tokens_of(generation: Generation) -> list[int]:
-    return [token for output in await generation.take() for token in output.token_ids]
 
 
 async def test_outputs_reach_their_requests(table: Table):
@@ -224,98 +128,6 @@ async def test_a_request_is_removed_once(table: Table):
     assert table.aborts(0) == [1]
     table.receive(outputs(0, 0, (1, 65)))  # what the engine sent meanwhile
     assert table.aborts(0) == []
-
-
-def test_outputs_that_nobody_wants_have_their_request_aborted_once_at_a_time(table: Table):
-    table.receive(outputs(0, 0, (7, 65)))
-    assert table.aborts(0) == [7]  # message 0 to it
-    table.receive(outputs(0, 1, (7, 66)))
-    assert table.aborts(0) == []  # message 1: it is being told
-    table.receive(outputs(0, 2, (7, 67), acknowledged=1))
-    assert table.aborts(0) == [7]  # it was told and goes on: told again
-    ended = RequestOutput(8, [65], FinishReason.stop)
-    table.receive(EngineOutputs(0, 0, 3, 2, [ended]))
-    assert table.aborts(0) == []
-
-
-def test_an_abort_that_got_lost_is_sent_again_for_the_same_reason(table: Table):
-    one, two = table.add(0, 1), table.add(0, 2)  # messages 0 and 1
-    table.in_flight.remove(one, FinishReason.stop)
-    assert table.aborts(0) == [1]  # message 2
-    table.remove(two)
-    assert table.aborts(0) == [2]  # message 3
-    engine = table.in_flight.engines[0]
-    table.receive(outputs(0, 0, lost=(2, 2), acknowledged=3))
-    assert engine.unsent_aborts == {1: FinishReason.stop}
-    assert table.aborts(0) == [1]  # message 4
-    table.receive(outputs(0, 1, acknowledged=4))
-    assert not engine.sent_aborts
-    assert not engine.unsent_aborts
-
-
-def test_a_rank_that_owes_outputs_is_asked_for_them_now_and_then(table: Table):
-    engine = table.in_flight.engines[0]
-    assert not engine.needs_probe(99.0, 1.0)  # it owes nothing
-    table.add(0, 1, now_s=100.0)
-    engine.acknowledged, engine.sent_s = 0, 100.0
-    assert not engine.needs_probe(100.9, 1.0)
-    assert engine.needs_probe(101.1, 1.0)
-    engine.probed_s = 101.1
-    assert not engine.needs_probe(102.0, 1.0)
-    assert engine.needs_probe(102.2, 1.0)  # no answer yet: the probe may have been lost
-    table.receive(outputs(0, 0, acknowledged=0), now_s=102.3)
-    assert not engine.needs_probe(103.2, 1.0)
-    assert engine.needs_probe(103.4, 1.0)
-    table.in_flight.apply([member(0, state=SUSPECT), member(1)])
-    assert not engine.needs_probe(103.4, 1.0)
-
-
-def test_a_rank_is_asked_when_it_does_not_acknowledge_although_it_sends_outputs(table: Table):
-    engine = table.in_flight.engines[0]
-    table.add(0, 1, now_s=0.0)
-    table.add(0, 2, now_s=0.0)
-    engine.sent_s = 0.0
-    for now_s, sequence in ((0.5, 0), (1.0, 1), (1.5, 2)):
-        table.receive(outputs(0, sequence, (1, 65), acknowledged=0), now_s)
-    assert engine.needs_probe(1.5, 1.0)
-    table.receive(outputs(0, 3, (1, 65), acknowledged=1), 1.6)
-    assert not engine.needs_probe(1.6, 1.0)
-
-
-async def test_requests_of_a_rank_that_stays_suspect_and_silent_fail(table: Table):
-    one, other = table.add(0, 1, now_s=0.0), table.add(1, 2, now_s=0.0)
-    table.in_flight.fail_overdue(9.0, suspect_s=60.0)
-    table.in_flight.apply([member(0, state=SUSPECT, reason="silent for 1.1 s"), member(1)])
-    table.in_flight.fail_overdue(20.0, suspect_s=60.0)
-    table.receive(outputs(0, 0, (1, 65)), now_s=25.0)  # only the coordinator does not hear it
-    table.in_flight.fail_overdue(84.0, suspect_s=60.0)
-    assert await tokens_of(one) == [65]
-    table.in_flight.apply([member(0, state=SUSPECT, reason="silent for 77.0 s"), member(1)])
-    table.in_flight.fail_overdue(86.0, suspect_s=60.0)
-    given_up = "silent for 77.0 s; given up after health.suspect_s (60 s)"
-    assert (await problem_of(one)).message == f"Rank 0 failed: {given_up}"
-    assert table.aborts(0) == [1]
-    assert table.work == {1: other.work}  # ready, however long it takes
-
-
-async def test_requests_of_a_rank_that_stays_out_of_reach_fail(table: Table):
-    one = table.add(0, 1, now_s=0.0)
-    table.in_flight.fail_overdue(0.0, suspect_s=60.0)
-    table.in_flight.set_reachable(table.in_flight.engines[0], is_reachable=False, is_full=False)
-    table.in_flight.fail_overdue(59.0, suspect_s=60.0)
-    assert one.request_id in table.in_flight.engines[0].generations
-    table.in_flight.fail_overdue(61.0, suspect_s=60.0)
-    assert "not connected to this front end" in (await problem_of(one)).message
-
-
-async def test_requests_of_a_silent_rank_fail_when_the_coordinator_is_long_silent_too(table: Table):
-    one, other = table.add(0, 1, now_s=0.0), table.add(1, 2, now_s=0.0)
-    table.in_flight.fail_overdue(100.0, suspect_s=60.0)  # ready: it may take its time
-    table.in_flight.fail_overdue(130.0, suspect_s=60.0, is_informed=False)
-    table.receive(outputs(1, 0, (2, 65)), now_s=150.0)
-    table.in_flight.fail_overdue(161.0, suspect_s=60.0, is_informed=False)
-    assert "and so is the coordinator" in (await problem_of(one)).message
-    assert await tokens_of(other) == [65]
 
 
 def test_only_ready_and_reachable_ranks_get_work(table: Table):

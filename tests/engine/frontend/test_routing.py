@@ -31,7 +31,7 @@ from engine.protocol import (
 from engine.sampling import SamplingParams
 from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S
-from tests.engine.frontend.test_in_flight import member
+from tests.engine.frontend.in_flight_table import member
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODIES: dict[str, dict[str, Any]] = {
