@@ -43,6 +43,7 @@ class Deployment:
     ) -> None:
         self._plan, self._executor, self._tell = plan, executor, tell
         self._membership: Membership | None = None
+        self._heard_s = time.monotonic()
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
         self._told: dict[str, str] = {}
@@ -56,6 +57,23 @@ class Deployment:
         self._roles = {process.name: process.role for process in plan.processes}
         self._restarts = Restarts(plan.settings.restart)
         self._restarting: asyncio.Task[None] | None = None
+
+    @property
+    def heard(self) -> tuple[Membership | None, float]:
+        """The coordinator's last word, and when it came (monotonic clock)."""
+        return self._membership, self._heard_s
+
+    @property
+    def incarnations(self) -> dict[str, int]:
+        """How many times each process has been started."""
+        return self._hello.incarnations
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight at the front ends that live, as of their last heartbeats."""
+        alive = (ProcessState.ready, ProcessState.suspect)
+        front_ends = self._members(Role.frontend)
+        return sum(member.num_requests for member in front_ends if member.state in alive)
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -155,7 +173,7 @@ class Deployment:
         self._link.start()
 
     def _take(self, membership: Membership) -> None:
-        self._membership = membership
+        self._membership, self._heard_s = membership, time.monotonic()
         for member in membership.members:
             news, before = _news(member), self._told.get(member.name, "")
             if news == before:
