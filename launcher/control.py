@@ -12,7 +12,7 @@ from enum import Enum
 
 import msgspec
 
-from engine.protocol import ENCODER, Membership, Message
+from engine.protocol import ENCODER, Membership, Message, RankLoad
 from launcher.plan import DeploymentPlan
 
 SOCKET_NAME = "control"
@@ -68,6 +68,8 @@ class State(Message, frozen=True):
     """Seconds since the coordinator said it."""
     incarnations: dict[str, int]
     """How many times the launcher has started each process."""
+    loads: list[RankLoad] = []
+    """Of the ranks, as last told."""
 
 
 class Stopping(Message, frozen=True):

@@ -187,6 +187,7 @@ class Control:
             membership=membership,
             membership_age_s=now - heard_s,
             incarnations=self._deployment.incarnations,
+            loads=self._deployment.loads.ranks if self._deployment.loads else [],
         )
 
 

@@ -14,6 +14,7 @@ from engine.protocol import (
     ENCODER,
     ApplyPlan,
     DeploymentState,
+    Loads,
     Member,
     Membership,
     ProcessExited,
@@ -36,6 +37,7 @@ class Deployment:
 
     Attributes:
         failure: The first thing that went wrong: a process that ended, a start that failed.
+        loads: Of the ranks, as last told.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Deployment:
         self._plan, self._executor, self._tell = plan, executor, tell
         self._membership: Membership | None = None
         self._heard_s = time.monotonic()
+        self.loads: Loads | None = None
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
         self._told: dict[str, str] = {}
@@ -166,9 +169,15 @@ class Deployment:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take, membership)
 
-        heartbeat_s = self._plan.settings.health.heartbeat_s
+        def on_loads(loads: Loads) -> None:
+            self.loads = loads
+
         self._link = CoordinatorLink(
-            self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership
+            self._executor.coordinator_endpoint,
+            self._hello,
+            self._plan.settings.health.heartbeat_s,
+            on_membership,
+            on_loads=on_loads,
         )
         self._link.start()
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.config import ProcessSpec, Role
-from engine.protocol import Member, ProcessState
+from engine.protocol import Member, ProcessState, RankLoad
 from engine.wording import counted
 from launcher.control import Stage, State
 from launcher.plan import DeploymentPlan
@@ -20,7 +20,7 @@ STALE_S = 5.0
 """The coordinator speaks twice a second; after so long what it said last is no longer believed."""
 HEADINGS = (
     *("process", "rank", "node", "state", "since", "pid", "devices", "starts", "requests"),
-    "reason",
+    *("waiting", "cache", "reason"),
 )
 
 
@@ -49,6 +49,10 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many times it has been started."""
     num_requests: int | None
     """In flight, as of its last heartbeat."""
+    num_waiting: int | None
+    """Of these, those that a rank does not run yet."""
+    kv_usage: float | None
+    """Part of a rank's cache in use, 0 to 1."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,11 +125,15 @@ def _processes(state: State, members: dict[str, Member]) -> Iterator[ProcessStat
         group.name: [bundle.resources.get("GPU", 0) for bundle in group.bundles]
         for group in state.plan.groups
     }
+    loads: dict[tuple[int | None, int], RankLoad] = {
+        (load.rank, load.incarnation): load for load in state.loads
+    }
     for name in dict.fromkeys((*specs, *members)):
         spec, member = specs.get(name), members.get(name)
         known = spec or member
         assert known is not None
         workers = spec.workers if spec else ()
+        load = loads.get((known.rank, member.incarnation)) if member else None
         is_starting = member is not None and member.state is ProcessState.starting
         yield ProcessStatus(
             name=name,
@@ -143,6 +151,8 @@ def _processes(state: State, members: dict[str, Member]) -> Iterator[ProcessStat
             pid=member.pid if member else None,
             incarnation=member.incarnation if member else state.incarnations.get(name, 0),
             num_requests=member.num_requests if member else None,
+            num_waiting=load.num_waiting if load else None,
+            kv_usage=load.kv_usage if load else None,
         )
 
 
@@ -185,6 +195,8 @@ def _cells(process: ProcessStatus) -> Sequence[str]:
         _device_cell(process),
         str(process.incarnation),
         "" if process.num_requests is None else str(process.num_requests),
+        "" if process.num_waiting is None else str(process.num_waiting),
+        "" if process.kv_usage is None else f"{process.kv_usage:.0%}",
         process.reason,
     )
 

@@ -2,14 +2,13 @@
 
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from engine.config import ProcessSpec, Role
-from engine.protocol import DeploymentState, Member, Membership, Phase, ProcessState
+from engine.protocol import DeploymentState, Member, Membership, Phase, ProcessState, RankLoad
 from launcher.control import Stage, State
 from launcher.control_client import get_state
 from launcher.plan import DeploymentPlan
@@ -31,7 +30,7 @@ DEADLINE_S = 30.0
 
 def member_of(spec: ProcessSpec, **changes: Any) -> Member:
     """The process as it was planned, ready."""
-    given = {
+    given: dict[str, Any] = {
         "name": spec.name,
         "role": spec.role,
         "rank": spec.rank,
@@ -51,7 +50,7 @@ def state_of(plan: DeploymentPlan, *members: Member, **changes: Any) -> State:
     there = {spec.name: member_of(spec) for spec in plan.processes}
     there |= {member.name: member for member in members}
     membership = Membership(1, DeploymentState.serving, list(there.values()), [], [])
-    given = {
+    given: dict[str, Any] = {
         "version": "1",
         "pid": 5,
         "stage": Stage.serving,
@@ -91,6 +90,17 @@ def test_it_is_not_ready_without_the_coordinators_word_of_every_process(changes:
     assert not status_of(state_of(plan_for(config_of()), **changes)).is_ready
 
 
+def test_a_rank_has_its_load_if_that_is_of_its_incarnation():
+    plan = plan_for(config_of(dp=2))
+    [first, second] = plan.processes[-2:]
+    loads = [RankLoad(rank, 1, 3, 4, 0, 0, 0.25, 0.1) for rank in (0, 1)]
+    state = state_of(
+        plan, member_of(first, num_requests=7), member_of(second, incarnation=2), loads=loads
+    )
+    assert line_of(first.name, state) == "engine-0 0 head ready 1.2 s 7 cpu 1 7 3 25%"
+    assert line_of(second.name, state) == "engine-1 1 head ready 1.2 s 7 cpu 2 0"
+
+
 def test_a_difference_from_the_plan_is_shown_beside_it():
     plan = plan_for(config_of(dp=2), LLAMA_8B, gpu_head(2))
     stray = member_of(plan.processes[-1], node="other", devices=[0])
@@ -99,9 +109,9 @@ def test_a_difference_from_the_plan_is_shown_beside_it():
         line_of("engine-1", state)
         == "engine-1 1 head, is other ready 1.2 s 7 cuda 1, is cuda 0 1 0"
     )
-    state = msgspec.structs.replace(
-        state, membership=msgspec.structs.replace(state.membership, drift=["engine-1: node other"])
-    )
+    members = [member_of(spec) for spec in plan.processes]
+    drifting = Membership(1, DeploymentState.serving, members, [], ["engine-1: node other"])
+    state = state_of(plan, membership=drifting)
     assert not status_of(state).is_ready
     assert "drift: engine-1: node other\n" in rendered(status_table(status_of(state)))
 
@@ -161,11 +171,16 @@ def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
 
 
-def until_state(name: str, holds: Callable[[dict[str, str]], bool]) -> None:
-    """Asks until the states of the processes, by name, are as wanted."""
+def until_suspect(name: str, processes: set[str]) -> None:
+    """Asks until these processes of a deployment are suspect, and no others."""
     deadline = time.monotonic() + DEADLINE_S
-    while not holds(states := {p.name: p.state for p in status_of(get_state(name)).processes}):
-        assert time.monotonic() < deadline, states
+    while processes != (found := suspect(name)):
+        assert time.monotonic() < deadline, found
+
+
+def suspect(name: str) -> set[str]:
+    processes = status_of(get_state(name)).processes
+    return {process.name for process in processes if process.state == "suspect"}
 
 
 @pytest.mark.timeout(120)
@@ -188,13 +203,14 @@ def test_it_tells_of_a_deployment_from_its_start_on(runtime, monkeypatch):
         assert ready.stderr == "warning: dp=2 has no effect with action=status\n"
         status = msgspec.json.decode(ready.stdout, type=Status)
         assert status.addresses == [url]
+        assert [each.kv_usage for each in status.processes if each.rank is not None] == [0.0, 0.0]
         assert {each.name: each.pid for each in status.processes} == {
             name: child.pid for name, child in launcher.children().items()
         }
 
         for name in ("engine-1", "frontend-0"):  # no front end is asked
             launcher.children()[name].suspend()
-            until_state(launcher.name, lambda states, name=name: states[name] == "suspect")
+        until_suspect(launcher.name, {"engine-1", "frontend-0"})
         hung = ask(*question, runtime_directory=runtime)
         assert hung.returncode == 1
         assert hung.stdout.count("suspect") == 2
