@@ -120,27 +120,3 @@ def test_a_launcher_without_the_socket_is_named(held: RunDirectory, runtime: Pat
     assert asked.returncode == 1
     assert "one: launcher pid " in asked.stderr
     assert "does not answer: No such file or directory" in asked.stderr
-
-
-def test_whoever_asks_does_not_take_a_name_away(held: RunDirectory, runtime: Path):
-    held.remove(keep_logs=False)
-    held.path.mkdir()
-    (held.path / "lock").touch()
-    is_over = threading.Event()
-
-    def look() -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(Exception):
-                get_state("one")
-
-    asker = threading.Thread(target=look)
-    asker.start()
-    try:
-        for _ in range(20):
-            held.acquire()
-            held.remove(keep_logs=False)
-            held.path.mkdir()
-            (held.path / "lock").touch()
-    finally:
-        is_over.set()
-        asker.join()
