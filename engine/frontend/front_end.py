@@ -7,14 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import msgspec
-
 from engine.config import Settings
 from engine.frontend import exposition
 from engine.frontend.admission import Admission
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Unavailable
 from engine.frontend.readiness import Readiness, readiness
+from engine.frontend.reports import Reports
 from engine.link import CoordinatorLink
 from engine.metrics import (
     COORDINATOR_AGE,
@@ -74,8 +73,9 @@ class FrontEnd:
         self._was_ready = False
         self._is_listening = False
         self._phase, self._phase_start_s = Phase.importing, time.monotonic()
-        self._snapshot = MetricsSnapshot([])
-        self._snapshot_s = time.monotonic()
+        # A snapshot may be late by as much as a process may be silent, and one may be lost.
+        self._max_age_s = settings.health.silence_s + 2 * settings.coordinator.metrics_interval_s
+        self._reports = Reports(self._max_age_s)
         self.link = CoordinatorLink(
             coordinator_endpoint,
             register,
@@ -121,22 +121,12 @@ class FrontEnd:
             self.enter_phase(Phase.ready)
 
     async def render_metrics(self) -> bytes:
-        """All processes' metrics as Prometheus reads them; this process's are of this moment."""
-        age_s = time.monotonic() - self._snapshot_s
-        reports = [
-            msgspec.structs.replace(report, age_s=report.age_s + age_s)
-            for report in self._snapshot.processes
-            if report.name != self._register.name
-        ]
-        self._measure()
-        own = self._register
-        values = self.metrics.values()
-        reports.append(MetricsReport(own.name, own.incarnation, own.role, None, values))
-        members = self._membership.members if self._membership else []
-        # In a thread: a thousand ranks take a second, in which tokens must go on flowing.
-        return await asyncio.to_thread(
-            exposition.render, self.settings.model_name, reports, members
-        )
+        """All processes' metrics as Prometheus reads them."""
+        now_s = self._loop.time()
+        is_told = now_s - self.client.heard_s <= self._max_age_s
+        members = self._membership.members if self._membership and is_told else []
+        reports = self._reports.shown(now_s)
+        return await exposition.render(self.settings.model_name, reports, members)
 
     async def get_plan(self) -> PlanAnswer:
         """The plan and what became of it.
@@ -180,14 +170,17 @@ class FrontEnd:
             self.client.apply_loads(loads)
 
     def _take_snapshot(self, snapshot: MetricsSnapshot) -> None:
-        self._snapshot, self._snapshot_s = snapshot, time.monotonic()
+        self._reports.take_snapshot(snapshot, self._loop.time())
 
     def _report_metrics(self) -> None:
         """Tells the coordinator the metrics, now and again and again."""
         if self.ended.is_set():
             return
         self._measure()
-        self.link.report_metrics(self.metrics.values())
+        own, values = self._register, self.metrics.values()
+        report = MetricsReport(own.name, own.incarnation, own.role, own.rank, values)
+        self._reports.take_own(report, self._loop.time())
+        self.link.report_metrics(values)
         self._loop.call_later(self.settings.coordinator.metrics_interval_s, self._report_metrics)
 
     def _measure(self) -> None:
