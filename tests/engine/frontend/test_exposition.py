@@ -116,8 +116,8 @@ def test_many_processes_leave_turns_to_others():
     async def take_turns() -> None:
         nonlocal num_turns
         while True:
-            await asyncio.sleep(0)
             num_turns += 1
+            await asyncio.sleep(0)
 
     async def main() -> None:
         others = asyncio.create_task(take_turns())
