@@ -109,7 +109,8 @@ class EngineOptions:
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
     seed: int | None = option(None, ge=0)
-    """From which a front end draws seeds for the requests that bring none; null: at random."""
+    """From which each front end draws seeds of its own for the requests that bring none; null: at
+    random."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -47,6 +47,7 @@ class FrontEnd:
 
     Attributes:
         metrics: What this process counts.
+        identity: Name and incarnation, such as `frontend-0.1`.
         admission: Lets requests in until the deployment drains.
         ended: Set when the process shall end.
         failure: Why it ends, if that is an error.
@@ -63,6 +64,7 @@ class FrontEnd:
         self.settings = settings
         self.client = client
         self.metrics = metrics
+        self.identity = f"{register.name}.{register.incarnation}"
         max_requests = settings.frontend.max_requests
         self.admission = Admission(max_requests, self._report_drained, self._report_count)
         self.ended = asyncio.Event()
