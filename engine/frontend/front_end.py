@@ -12,7 +12,7 @@ from engine.frontend import exposition
 from engine.frontend.admission import Admission
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Unavailable
-from engine.frontend.readiness import Readiness, readiness
+from engine.frontend.readiness import Readiness, reaches_all_ready, readiness
 from engine.frontend.reports import Reports
 from engine.link import CoordinatorLink
 from engine.metrics import (
@@ -40,6 +40,8 @@ from engine.protocol import (
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_PATIENCE = 3
+"""Times `health.silence_s`: until then a coordinator is there again that died with this process."""
 
 
 class FrontEnd:
@@ -74,6 +76,7 @@ class FrontEnd:
         self._membership: Membership | None = None
         self._was_ready = False
         self._is_listening = False
+        self._has_reached = asyncio.Event()
         self._phase, self._phase_start_s = Phase.importing, time.monotonic()
         # A snapshot may be late by as much as a process may be silent, and one may be lost.
         self._max_age_s = settings.health.silence_s + 2 * settings.coordinator.metrics_interval_s
@@ -100,24 +103,41 @@ class FrontEnd:
         self._phase, self._phase_start_s = phase, now_s
         self.link.enter_phase(phase)
 
+    async def wait_for_ranks(self) -> None:
+        """Waits until all ranks that are ready can be sent requests, but not for ever.
+
+        What connects meanwhile waits in the listening sockets: nobody shall be refused because this
+        process has only just been started again.
+        """
+        self.enter_phase(Phase.connecting)
+        self.note_readiness()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE * self.settings.health.silence_s):
+                await self._has_reached.wait()
+
     def start_listening(self) -> None:
         """The HTTP server takes requests from now on."""
         self._is_listening = True
-        self.enter_phase(Phase.connecting)
         self.note_readiness()
 
     def readiness(self) -> Readiness:
         """Whether requests can be answered now."""
+        age_s = round(self._loop.time() - self.client.heard_s, 3)
         return readiness(
             self._membership,
             self.settings.dp,
             self.client.connected_ranks,
             self._was_ready,
             self.settings.health.min_ranks,
+            age_s if self._membership is not None else None,
         )
 
     def note_readiness(self) -> None:
         """Tells the coordinator when requests can be answered for the first time."""
+        if not self._has_reached.is_set() and reaches_all_ready(
+            self._membership, self.client.connected_ranks
+        ):
+            self._has_reached.set()
         if self._is_listening and not self._was_ready and self.readiness().ready:
             self._was_ready = True
             self.enter_phase(Phase.ready)
@@ -152,6 +172,7 @@ class FrontEnd:
         self.admission.drain()
         self.client.end(reason)
         self.ended.set()
+        self._has_reached.set()  # nobody waits for them any more
 
     def end_from_thread(self, reason: str) -> None:
         """`end`, from any thread."""

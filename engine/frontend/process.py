@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -44,15 +44,16 @@ def run(
     Raises:
         EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
     """
-    sockets = [socket.socket(fileno=fd) for fd in listen_fds]
     name = f"{process.name}.{os.getpid()}"
     requests_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.requests")
     outputs_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.outputs")
     with (
+        ExitStack() as opened,
         zmq.Context() as context,
         _bound(context, zmq.ROUTER, requests_endpoint) as (requests, requests_endpoint),
         _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
     ):
+        sockets = [opened.enter_context(socket.socket(fileno=fd)) for fd in listen_fds]
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
         metrics = Metrics(Role.frontend)
         client = EngineClient(
@@ -107,6 +108,7 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
         stop_s=settings.health.stop_s * GRACE / 2,
         on_started=front_end.start_listening,
     )
+    await front_end.wait_for_ranks()
     if not front_end.ended.is_set():
         await server.serve_until(front_end.ended, sockets)
 

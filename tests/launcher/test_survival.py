@@ -231,6 +231,26 @@ def test_a_front_end_that_dies_is_started_again_on_the_same_port(runtime):
             assert client.get("/health").status_code == 200
 
 
+def test_a_front_end_that_dies_is_ready_again_while_a_rank_is_suspect(runtime):
+    with serving(*DUMMY, "frontend.count=2", runtime_directory=runtime) as (launcher, client):
+        url = str(client.base_url)
+        rank = launcher.children()["engine-1"]
+        rank.suspend()
+        launcher.wait_for("engine-1 +suspect")
+        launcher.children()["frontend-0"].kill()
+        launcher.wait_for(r"frontend-0 +ended: killed by SIGKILL; starting it again")
+        with loaded(url) as load:
+            launcher.wait_for(r"frontend-0 +ready \(start 2\)")
+            load.wait_for_more(50)
+        assert load.failed == []
+        private = httpx.HTTPTransport(uds=str(launcher.directory / "frontend-0.http"))
+        with httpx.Client(transport=private, base_url="http://frontend") as new:
+            ready = new.get("/ready").json()
+            assert (ready["ready"], ready["ready_ranks"]) == (True, [0])
+            rank.resume()
+            until(lambda: new.get("/ready").json()["ready_ranks"] == [0, 1])
+
+
 def asked_of(url: str, frontend: str) -> bool:
     """Whether the front end has answered anything since its last start, after one more request."""
     with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:

@@ -39,7 +39,9 @@ def test_health_and_version(shared: RunningFrontEnd):
 def test_ready(shared: RunningFrontEnd):
     response = shared.http.get("/ready")
     assert response.status_code == 200
-    assert response.json() == {
+    body = response.json()
+    assert body.pop("coordinator_age_s") >= 0
+    assert body == {
         "ready": True,
         "reason": "",
         "ready_ranks": [0],
@@ -47,6 +49,14 @@ def test_ready(shared: RunningFrontEnd):
         "suspect": [],
         "lost": [],
     }
+
+
+def test_a_silent_coordinator_is_seen_by_the_age_of_its_last_word(start: Start):
+    front_end = start()
+    front_end.wait_until_ready()
+    front_end.wait_for_readiness(lambda body: body["coordinator_age_s"] > 0.2)
+    front_end.deployment.publish()
+    front_end.wait_for_readiness(lambda body: body["coordinator_age_s"] < 0.2)
 
 
 def test_the_plan_is_relayed(shared: RunningFrontEnd):

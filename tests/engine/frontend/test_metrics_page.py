@@ -125,6 +125,18 @@ def test_the_metrics_of_others_come_with_their_age(front_end: RunningFrontEnd):
     assert page[own("report_age_seconds", process="frontend-0")] >= 0
 
 
+def test_its_own_are_shown_as_published_so_that_all_front_ends_answer_alike(
+    front_end: RunningFrontEnd,
+):
+    published = Metrics(Role.frontend)
+    published.set(metrics.HTTP_SENT, 1e9)
+    published.set(metrics.CPU_SECONDS, 1e9)  # later than anything that was shown before
+    report = MetricsReport("frontend-0", 3, Role.frontend, None, published.values(), age_s=0.5)
+    front_end.deployment.publish_metrics(report)
+    page = wait_for_page(front_end, lambda page: page[own("http_sent_bytes_total")] == 1e9)
+    assert page[own("report_age_seconds", process="frontend-0")] >= 0.5
+
+
 def test_its_own_go_to_the_coordinator_again_and_again(front_end: RunningFrontEnd):
     front_end.http.post(CHAT, json=BODY)
 
