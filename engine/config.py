@@ -195,7 +195,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     bundle: int
     """Index of its bundle in the group."""
     devices: tuple[int, ...]
-    """GPU ids on its node; empty on CPUs."""
+    """GPU ids on its node; empty on CPUs, and on Ray, which gives them only when it starts."""
+    num_gpus: int = 0
     num_threads: int
 
 
