@@ -14,6 +14,7 @@ from engine import logs
 from engine.config import ProcessSpec, Role, Settings
 from engine.errors import EngineError
 from engine.lifeline import Lifeline
+from engine.transport import Keys
 
 logger = logging.getLogger("engine.entrypoint")  # its own name is __main__
 
@@ -29,6 +30,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     listen_fds: tuple[int, ...] = ()
     """Listening sockets that a front end inherits."""
+    keys: Keys | None = None
+    """Of the deployment, if it has processes on other machines."""
+    ports: tuple[int, ...] = ()
+    """TCP ports on which coordinator and front ends listen for other machines."""
     run_directory: str | None = None
     """For the coordinator: what to remove if the launcher vanishes."""
 
@@ -50,15 +55,15 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
         case Role.coordinator:
             from engine.coordinator import process as coordinator
 
-            coordinator.run(*told, launch.run_directory)
+            coordinator.run(*told, launch.run_directory, launch.keys, launch.ports)
         case Role.frontend:
             from engine.frontend import process as frontend
 
-            frontend.run(*told, launch.listen_fds)
+            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports)
         case Role.engine:
             from engine.core import process as core
 
-            core.run(*told)
+            core.run(*told, keys=launch.keys)
         case _ as never:
             assert_never(never)
 

@@ -150,7 +150,8 @@ class Deployment:
 
         heartbeat_s = self._plan.settings.health.heartbeat_s
         self._link = CoordinatorLink(
-            self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership
+            *(self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership),
+            keys=self._executor.keys,
         )
         self._link.start()
 

@@ -52,13 +52,14 @@ def run(
     incarnation: int,
     lifeline: Ending,
     found: Found | None = None,
+    keys: transport.Keys | None = None,
 ) -> None:
     """Serves one rank until the lifeline ends or the coordinator calls this incarnation lost.
 
     Args:
         found: Where it runs, if somebody else has placed it; else where it was planned.
     """
-    core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found)
+    core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys)
     lifeline.watch(core.stop, settings.health.stop_s * 0.8)
     try:
         core.start_up()
@@ -81,13 +82,14 @@ class CoreProcess:
         coordinator_endpoint: str,
         incarnation: int,
         found: Found | None = None,
+        keys: transport.Keys | None = None,
     ) -> None:
         assert process.rank is not None
         planned = [device for worker in process.workers for device in worker.devices]
         self._found = found or Found(process.node, planned)
         self._process, self._settings = process, settings
         self._rank, self._incarnation = process.rank, incarnation
-        self._context = zmq.Context()
+        self._context = transport.Context(keys)
         self._frontends: dict[str, FrontendLink] = {}
         self._memberships: queue.SimpleQueue[Membership] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -103,6 +105,7 @@ class CoreProcess:
             *(coordinator_endpoint, self._hello(), settings.health.heartbeat_s),
             self._on_membership,
             pace=settings.coordinator,
+            keys=keys,
         )
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.transport import Keys
 from launcher.executors.ray.session import Session
 
 Tell = Callable[[str, str], None]
@@ -38,6 +39,11 @@ class Executor(Protocol):
     @property
     def coordinator_endpoint(self) -> str:
         """Where the launcher finds the coordinator."""
+        ...
+
+    @property
+    def keys(self) -> Keys | None:
+        """With which the coordinator is spoken to, if it may be from other machines."""
         ...
 
     @property

@@ -51,6 +51,7 @@ class EngineActor:
             launch.coordinator_endpoint,
             launch.incarnation,
             self._told,
+            keys=launch.keys,
             found=core.Found(launch.node_names.get(node_id, node_id), _device_ids()),
         )
 

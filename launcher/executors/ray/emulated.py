@@ -147,7 +147,7 @@ class _Supervisor:
     def start(self) -> str:
         """Starts the nodes; returns the cluster's address."""
         head, *others = self._order.nodes
-        directory = self._order.directory
+        directory = f"{self._order.directory}/r"  # Ray opens its own to everybody
         self._start_node(
             head,
             *("--head", "--port=0", f"--temp-dir={directory}", "--include-dashboard=false"),

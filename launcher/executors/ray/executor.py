@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engine.config import ProcessSpec, Role
+from engine.transport import Keys
+from launcher.cluster import ClusterKind
 from launcher.executors.base import Exit, Means, Tell
 from launcher.executors.mp import MpExecutor
 from launcher.executors.ray.causes import cause_of
@@ -67,7 +69,9 @@ class RayExecutor:
         engines = [process for process in plan.processes if process.role is Role.engine]
         others = [process for process in plan.processes if process.role is not Role.engine]
         self._plan, self._engines = plan, engines
-        self._local = MpExecutor(msgspec.structs.replace(plan, processes=tuple(others)))
+        self._local = MpExecutor(
+            msgspec.structs.replace(plan, processes=tuple(others)), _host(plan)
+        )
         self._session, self._tell = means.session, tell
         self._group_deadline_s = means.group_deadline_s
         self._emulated: EmulatedNodes | None = None
@@ -81,6 +85,10 @@ class RayExecutor:
     @property
     def coordinator_endpoint(self) -> str:
         return self._local.coordinator_endpoint
+
+    @property
+    def keys(self) -> Keys | None:
+        return self._local.keys
 
     @property
     def addresses(self) -> list[str]:
@@ -200,6 +208,7 @@ class RayExecutor:
             process=spec,
             settings=self._plan.settings,
             coordinator_endpoint=self.coordinator_endpoint,
+            keys=self.keys,
             incarnation=1,
             node_names={node.id: name for name, node in self._session.nodes.items()},
             environment={name: os.environ[name] for name in passed if name in os.environ},
@@ -291,3 +300,10 @@ class RayExecutor:
         for actor in list(self._actors.values()):
             ray.kill(actor.handle)
         return self._groups.remove()
+
+
+def _host(plan: DeploymentPlan) -> str | None:
+    """Where processes of other machines reach the head; nodes that are emulated use its files."""
+    if plan.cluster is ClusterKind.emulated and plan.ports is None:
+        return None
+    return next(node.address for node in plan.nodes if node.id == plan.head)

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from engine.config import ProcessSpec, Settings
+from engine.transport import Keys
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,6 +14,7 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessSpec
     settings: Settings
     coordinator_endpoint: str
+    keys: Keys | None
     incarnation: int
     node_names: dict[str, str]
     """What the plan calls the nodes, by Ray's ids."""
