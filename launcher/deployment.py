@@ -159,12 +159,13 @@ class Deployment:
         self._membership = membership
         for member in membership.members:
             news, before = _news(member), self._told.get(member.name, "")
-            if news == before:
+            was_suspect = before.startswith(ProcessState.suspect.value)
+            is_still = was_suspect and member.state is ProcessState.suspect  # its reason grows
+            if news == before or is_still:
                 continue
             self._told[member.name] = news
-            is_back = before.startswith(ProcessState.suspect.value)
             is_ready = member.state is ProcessState.ready
-            self._tell(member.name, "ready again" if is_back and is_ready else news)
+            self._tell(member.name, "ready again" if was_suspect and is_ready else news)
         self._changed.set()
 
     async def _restart(self, ended: Exit) -> bool:
