@@ -5,20 +5,21 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn, assert_never
+from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import __version__
 from launcher.cluster import Cluster
 from launcher.config import Action, LaunchConfig, register
-from launcher.config_checks import check, without_effect
+from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
@@ -66,7 +67,7 @@ def run() -> int:
     def job(composed: DictConfig) -> None:
         del os.environ[RAISE_ERRORS]
         try:
-            exit_codes.append(launch(to_config(composed, flags)))
+            exit_codes.append(launch(to_config(composed, flags), HydraConfig.get().overrides.task))
         except Refused as error:
             exit_codes.append(report(error))
         except Exception as bug:
@@ -132,20 +133,42 @@ def explained(error: Exception, flags: argparse.Namespace) -> Refused:
     return refused
 
 
-def launch(config: LaunchConfig) -> int:
-    """One deployment from config to end; returns the exit code."""
+def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
+    """One job from config to end; returns the exit code.
+
+    Args:
+        overrides: Of the config, as they were typed.
+    """
     try:
         check(config)
-        with resolved(config) as found:
-            plan = make(config, found)
-            shown = config.action is Action.plan  # with the plan, its own warnings too
-            for line in (*without_effect(config), *(() if shown else plan.warnings)):
-                sys.stderr.write(f"warning: {line}\n")
-            return carry_out(plan, config, found.session)
+        match config.action:
+            case Action.status:
+                from launcher.actions.status import show_status
+
+                warn(not_read(config.action, overrides))
+                return show_status(config.name, config.status.format)
+            case Action.stop:
+                from launcher.actions.stop import stop
+
+                warn(not_read(config.action, overrides))
+                return stop(config.name, config.stop.force)
+            case Action.plan | Action.serve | Action.smoke as action:
+                with resolved(config) as found:
+                    plan = make(config, found)
+                    shown = action is Action.plan  # with the plan, its own warnings too
+                    warn((*without_effect(config), *(() if shown else plan.warnings)))
+                    return carry_out(action, plan, config, found.session)
+            case _ as never:
+                assert_never(never)
     except LauncherError as error:
         return report(error)
     except KeyboardInterrupt:
         return report(Interrupted(signal.SIGINT))
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"warning: {line}\n")
 
 
 @contextmanager
@@ -190,8 +213,13 @@ def make(config: LaunchConfig, found: "Resolved") -> DeploymentPlan:
         return plan_when_grown(config, shortage, found.session, plan)
 
 
-def carry_out(plan: DeploymentPlan, config: LaunchConfig, session: "Session | None") -> int:
-    """Does `action`. Whatever carries a plan out sees the plan and means that are not options."""
+def carry_out(
+    action: Literal[Action.plan, Action.serve, Action.smoke],
+    plan: DeploymentPlan,
+    config: LaunchConfig,
+    session: "Session | None",
+) -> int:
+    """Does it. Whatever carries a plan out sees the plan and its means only."""
     from launcher.executors.base import Means
 
     means = Means(
@@ -199,7 +227,7 @@ def carry_out(plan: DeploymentPlan, config: LaunchConfig, session: "Session | No
         group_deadline_s=getattr(config.backend, "group_deadline_s", 60.0),
         session=session,
     )
-    match config.action:
+    match action:
         case Action.plan:
             from launcher.actions.plan import show_plan
 

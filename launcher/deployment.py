@@ -14,6 +14,7 @@ from engine.protocol import (
     ENCODER,
     ApplyPlan,
     DeploymentState,
+    Loads,
     Member,
     Membership,
     ProcessExited,
@@ -36,6 +37,7 @@ class Deployment:
 
     Attributes:
         failure: The first thing that went wrong: a process that ended, a start that failed.
+        loads: Of the ranks, as last told.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Deployment:
     ) -> None:
         self._plan, self._executor, self._tell = plan, executor, tell
         self._membership: Membership | None = None
+        self._heard_s = time.monotonic()
+        self.loads: Loads | None = None
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
         self._told: dict[str, str] = {}
@@ -56,6 +60,23 @@ class Deployment:
         self._roles = {process.name: process.role for process in plan.processes}
         self._restarts = Restarts(plan.settings.restart)
         self._restarting: asyncio.Task[None] | None = None
+
+    @property
+    def heard(self) -> tuple[Membership | None, float]:
+        """The coordinator's last word, and when it came (monotonic clock)."""
+        return self._membership, self._heard_s
+
+    @property
+    def incarnations(self) -> dict[str, int]:
+        """How many times each process has been started."""
+        return self._hello.incarnations
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight at the front ends that live, as of their last heartbeats."""
+        alive = (ProcessState.ready, ProcessState.suspect)
+        front_ends = self._members(Role.frontend)
+        return sum(member.num_requests for member in front_ends if member.state in alive)
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -148,15 +169,21 @@ class Deployment:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take, membership)
 
-        heartbeat_s = self._plan.settings.health.heartbeat_s
+        def on_loads(loads: Loads) -> None:
+            self.loads = loads
+
         self._link = CoordinatorLink(
-            *(self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership),
+            self._executor.coordinator_endpoint,
+            self._hello,
+            self._plan.settings.health.heartbeat_s,
+            on_membership,
+            on_loads=on_loads,
             keys=self._executor.keys,
         )
         self._link.start()
 
     def _take(self, membership: Membership) -> None:
-        self._membership = membership
+        self._membership, self._heard_s = membership, time.monotonic()
         for member in membership.members:
             news, before = _news(member), self._told.get(member.name, "")
             was_suspect = before.startswith(ProcessState.suspect.value)

@@ -4,6 +4,7 @@ import re
 
 _DETAIL = re.compile(r"Worker exit detail: (?P<detail>[^.]*)")
 _UNEXPECTED_END = "Worker unexpectedly exits with a connection error code 2"
+_NODE_WAS = "the actor's node was "
 _COLOUR = re.compile(r"\x1b\[\d+m")
 
 
@@ -21,7 +22,7 @@ def cause_of(problem: BaseException) -> str:
     if "error raised in its creation task" in text:
         return _last_line(text)
     if "its node has died" in text:
-        return f"its node died: {_last_line(text).removeprefix('the actor')}"
+        return f"its node died: {_last_line(text).removeprefix(_NODE_WAS)}"
     detail = _DETAIL.search(text)
     if detail is None:
         return _last_line(text)

@@ -74,6 +74,7 @@ class EmulatedNodes:
         self._nodes = nodes
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
+        self._directory = ""
         self.address = ""
         self.token = secrets.token_hex(32)
 
@@ -93,7 +94,7 @@ class EmulatedNodes:
             StartFailed: A node did not come up; with Ray's last words.
         """
         # Of its own, and short: Ray makes socket files some 70 characters below.
-        directory = tempfile.mkdtemp(prefix="fl-")
+        self._directory = tempfile.mkdtemp(prefix="fl-")
         theirs, self._lifeline = os.pipe()
         others = {"RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR"}  # of a cluster of the user's
         environment = {name: value for name, value in os.environ.items() if name not in others}
@@ -108,7 +109,7 @@ class EmulatedNodes:
             )
         finally:
             os.close(theirs)
-        order = msgspec.msgpack.encode(_Order(self._nodes, directory))
+        order = msgspec.msgpack.encode(_Order(self._nodes, self._directory))
         with contextlib.suppress(BrokenPipeError):  # it has died: the answer says so
             os.write(self._lifeline, frame(order))
         assert self._process.stdout is not None
@@ -131,10 +132,24 @@ class EmulatedNodes:
             os.write(self._lifeline, FAREWELL)
         os.close(self._lifeline)
         self._lifeline = -1
-        if self._process is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_STOP_S):
-                    await self._process.wait()
+        if self._process is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await self._process.wait()
+        if self._process.returncode != 0:  # it was killed, and has left all of them behind
+            await asyncio.to_thread(_kill_orphans, self._directory)
+
+
+def _kill_orphans(directory: str) -> None:
+    """Kills what was started with a path below the directory, its children, and the directory."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(directory in argument for argument in process.cmdline()):
+                for each in (*process.children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Supervisor:
@@ -151,7 +166,7 @@ class _Supervisor:
         self._start_node(
             head,
             *("--head", "--port=0", f"--temp-dir={directory}", "--include-dashboard=false"),
-            *("--include-log-monitor=false", "--no-monitor"),
+            "--no-monitor",
             f"--system-config={json.dumps(_HEALTH)}",
         )
         address = Path(directory, "ray_current_cluster").read_text().strip()
@@ -188,7 +203,7 @@ class _Supervisor:
                     *(f"--num-cpus={node.num_cpus}", f"--num-gpus={node.num_gpus}"),
                     f"--labels={NAME_LABEL}={node.name}",
                     f"--object-store-memory={_OBJECT_STORE_BYTES}",
-                    "--disable-usage-stats",
+                    *("--disable-usage-stats", "--include-log-monitor=false"),
                     *options,
                 ],
                 stdin=subprocess.DEVNULL,

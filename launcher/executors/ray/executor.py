@@ -81,6 +81,7 @@ class RayExecutor:
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
         self._is_ending = False
+        self._is_lost = False
 
     @property
     def coordinator_endpoint(self) -> str:
@@ -253,6 +254,7 @@ class RayExecutor:
 
     def _lose(self, place: str, reason: str) -> None:
         """A node, or Ray's own head, cannot be reached."""
+        self._is_lost = self._is_lost or place == _GCS
         for actor in list(self._actors.values()):
             if place in (_GCS, actor.spec.node):
                 self._note_end(actor.spec.name, f"{place} is lost: {reason}")
@@ -277,6 +279,9 @@ class RayExecutor:
         session = self._session
         if session is None:
             return
+        self._session = None
+        if self._is_lost:  # nobody would answer; actors end with this process's connection
+            return
         try:
             if grace_s > 0 and self._actors:
                 await session.call_async(self._tell_actors)
@@ -287,7 +292,6 @@ class RayExecutor:
         except TimeoutError:
             logger.error("Ray does not answer: it will end what is left by itself")
         await asyncio.to_thread(session.close)
-        self._session = None
 
     def _tell_actors(self) -> None:
         for actor in list(self._actors.values()):
