@@ -182,18 +182,21 @@ class Registry:
                 continue
             hello = process.hello
             devices = [device for worker in spec.workers for device in worker.devices]
-            num_gpus = sum(worker.num_gpus for worker in spec.workers)
+            num_devices = sum(worker.num_gpus for worker in spec.workers)
             for word, planned, actual in (
                 ("role", spec.role.value, hello.role.value),
                 ("rank", spec.rank, hello.rank),
                 ("node", spec.node, hello.node),
                 # where the plan has no ids, their number
-                ("devices", devices, hello.devices if devices else []),
-                ("number of devices", num_gpus, len(hello.devices)),
+                (
+                    "devices",
+                    devices or num_devices,
+                    hello.devices if devices else len(hello.devices),
+                ),
                 ("flotilla", __version__, hello.versions.get("flotilla", __version__)),
             ):
                 if planned != actual:
-                    found.append(f"{name} on {hello.node}: {word} {actual}, planned {planned}")
+                    found.append(f"{name}: {word} {actual}, planned {planned}")
         return found
 
     def _settle(self, now: float) -> None:

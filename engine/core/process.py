@@ -7,13 +7,12 @@ import time
 from collections import deque
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import zmq
 
 from engine import __version__, transport
 from engine.checkpoints.sources import model_directory
-from engine.config import Device, ModelKind, ProcessSpec, Role, Settings
+from engine.config import Device, Found, ModelKind, ProcessSpec, Role, Settings
 from engine.core.engine_core import EngineCore
 from engine.core.frontend_link import FrontendLink
 from engine.core.request import RequestRefused
@@ -37,13 +36,6 @@ from engine.protocol import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class Found(NamedTuple):
-    """Where an engine core is."""
-
-    node: str
-    devices: list[int]
 
 
 def run(

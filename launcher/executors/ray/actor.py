@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,8 @@ import msgspec
 import ray
 
 from engine import logs
-from engine.entrypoint import MAX_OPEN_FILES
+from engine.config import Found
+from engine.entrypoint import allow_many_connections, run_engine
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 
 
@@ -26,7 +26,7 @@ class EngineActor:
         self._told = _Told()
         os.environ.update(self._launch.environment)
         # Read when torch is loaded.
-        num_threads = max(worker.num_threads for worker in self._launch.process.workers)
+        num_threads = max(worker.num_threads for worker in self._launch.launch.process.workers)
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
     def run(self) -> None:
@@ -35,25 +35,15 @@ class EngineActor:
         Raises:
             EngineError: It cannot go on; the message says why.
         """
-        from engine.core import process as core
-
-        launch = self._launch
-        if _is_machine(launch.boot_id):
-            _log_into(launch.log_file)
+        told, launch = self._told, self._launch.launch
+        if boot_id() == self._launch.boot_id:
+            _log_into(self._launch.log_file)
         logs.configure(launch.process.name, launch.settings.log.level)
         os.umask(0o077)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MAX_OPEN_FILES), most))
+        allow_many_connections()
         node_id = ray.get_runtime_context().get_node_id()
-        core.run(
-            launch.process,
-            launch.settings,
-            launch.coordinator_endpoint,
-            launch.incarnation,
-            self._told,
-            keys=launch.keys,
-            found=core.Found(launch.node_names.get(node_id, node_id), _device_ids()),
-        )
+        node = self._launch.node_names.get(node_id, node_id)
+        run_engine(launch, told, Found(node, _device_ids()))
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -101,10 +91,6 @@ def _device_ids() -> list[int]:
     """GPUs that Ray has given, by index on the node; UUIDs count from 0."""
     ids: list[Any] = ray.get_gpu_ids()
     return [int(id) if str(id).isdigit() else index for index, id in enumerate(ids)]
-
-
-def _is_machine(launchers: str) -> bool:
-    return boot_id() == launchers
 
 
 def _log_into(path: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from engine.config import ProcessSpec, Role
+from engine.entrypoint import Launch
 from engine.transport import Keys
 from launcher.cluster import ClusterKind
 from launcher.executors.base import Exit, Means, Tell
@@ -206,11 +207,13 @@ class RayExecutor:
         assert self._session is not None
         passed = (name for name in self._plan.passed_environment if name not in _RAY_SETS)
         return EngineLaunch(
-            process=spec,
-            settings=self._plan.settings,
-            coordinator_endpoint=self.coordinator_endpoint,
-            keys=self.keys,
-            incarnation=1,
+            launch=Launch(
+                process=spec,
+                settings=self._plan.settings,
+                coordinator_endpoint=self.coordinator_endpoint,
+                incarnation=1,
+                keys=self.keys,
+            ),
             node_names={node.id: name for name, node in self._session.nodes.items()},
             environment={name: os.environ[name] for name in passed if name in os.environ},
             log_file=self._local.log_path(spec.name),

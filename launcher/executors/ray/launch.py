@@ -4,18 +4,13 @@ from pathlib import Path
 
 import msgspec
 
-from engine.config import ProcessSpec, Settings
-from engine.transport import Keys
+from engine.entrypoint import Launch
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """What an actor is told; as msgpack, so that what arrives is a value of ours or an error."""
 
-    process: ProcessSpec
-    settings: Settings
-    coordinator_endpoint: str
-    keys: Keys | None
-    incarnation: int
+    launch: Launch
     node_names: dict[str, str]
     """What the plan calls the nodes, by Ray's ids."""
     environment: dict[str, str]
