@@ -7,7 +7,7 @@ every `auto` is decided there.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -200,8 +200,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     bundle: int
     """Index of its bundle in the group."""
     devices: tuple[int, ...]
-    """GPU ids on its node; empty on CPUs."""
+    """GPU ids on its node; empty on CPUs, and on Ray, which gives them only when it starts."""
+    num_gpus: int = 0
     num_threads: int
+
+
+class Found(NamedTuple):
+    """Where a process is, if others than the launcher have placed it."""
+
+    node: str
+    devices: list[int]
+    """GPU ids on its node."""
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -178,6 +178,7 @@ class Deployment:
             self._plan.settings.health.heartbeat_s,
             on_membership,
             on_loads=on_loads,
+            keys=self._executor.keys,
         )
         self._link.start()
 

@@ -36,6 +36,7 @@ from engine.protocol import (
     ProcessState,
     Register,
 )
+from engine.transport import Keys
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class FrontEnd:
         register: Register,
         client: EngineClient,
         metrics: Metrics,
+        keys: Keys | None = None,
     ) -> None:
         self.settings = settings
         self.client = client
@@ -89,6 +91,7 @@ class FrontEnd:
             on_loads=self._in_loop(self._apply_loads),
             on_metrics=self._in_loop(self._take_snapshot),
             pace=settings.coordinator,
+            keys=keys,
         )
 
     def start(self) -> None:

@@ -35,21 +35,29 @@ def run(
     incarnation: int,
     lifeline: Lifeline,
     listen_fds: tuple[int, ...],
+    keys: transport.Keys | None = None,
+    ports: Sequence[int] = (),
 ) -> None:
     """Is a front end until its lifeline ends.
 
     Args:
         listen_fds: Listening sockets to serve on.
+        ports: On which it listens for engine cores of other machines: requests, outputs; else any.
 
     Raises:
         EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
     """
     name = f"{process.name}.{os.getpid()}"
-    requests_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.requests")
-    outputs_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.outputs")
+    requests_port, outputs_port = ports or (None, None)
+    requests_endpoint = transport.sibling_endpoint(
+        coordinator_endpoint, f"{name}.requests", requests_port
+    )
+    outputs_endpoint = transport.sibling_endpoint(
+        coordinator_endpoint, f"{name}.outputs", outputs_port
+    )
     with (
         ExitStack() as opened,
-        zmq.Context() as context,
+        transport.Context(keys) as context,
         _bound(context, zmq.ROUTER, requests_endpoint) as (requests, requests_endpoint),
         _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
     ):
@@ -66,7 +74,7 @@ def run(
         )
         register = _register(process, incarnation, endpoints)
         told = (settings, coordinator_endpoint, register)
-        uvloop.run(_live(*told, client, metrics, lifeline, sockets))
+        uvloop.run(_live(*told, client, metrics, lifeline, sockets, keys))
 
 
 async def _live(
@@ -77,8 +85,9 @@ async def _live(
     metrics: Metrics,
     lifeline: Lifeline,
     sockets: Sequence[socket.socket],
+    keys: transport.Keys | None,
 ) -> None:
-    front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics)
+    front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics, keys)
     client.start(front_end.note_readiness)
     front_end.start()
     lifeline.watch(

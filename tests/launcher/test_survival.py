@@ -132,7 +132,7 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
             load.wait_for_more(20)
             launcher.children()["engine-1"].suspend()
             began = time.monotonic()
-            launcher.wait_for("engine-1 +suspect: silent for 1", within_s=5)
+            launcher.wait_for("engine-1 +suspect: silent for ", within_s=5)
             took_s = time.monotonic() - began
             until(lambda: ask(url, "/ready")["ready_ranks"] == [0])
             body = ask(url, "/ready")
@@ -147,7 +147,7 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
         log = (launcher.directory / "logs" / "coordinator.log").read_text()
     assert load.failed == []
     assert took_s < 1.5
-    assert "engine-1 is suspect: silent for 1" in log
+    assert "engine-1 is suspect: silent for " in log
     assert "engine-1 is ready again" in log
 
 
