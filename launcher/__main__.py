@@ -5,11 +5,15 @@ import os
 import select
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NoReturn, assert_never
+from typing import TYPE_CHECKING, NoReturn, assert_never
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +22,9 @@ from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
+
+if TYPE_CHECKING:
+    from launcher.smoke.sweep import SmokeSweep
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
 """Set, Hydra raises its errors instead of printing them."""
@@ -55,11 +62,19 @@ def run() -> int:
         return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
+    sweep: SmokeSweep | None = None
 
     def job(composed: DictConfig) -> None:
+        nonlocal sweep
         del os.environ[RAISE_ERRORS]
         try:
-            exit_codes.append(launch(to_config(composed, flags)))
+            if flags.multirun and composed.action is Action.smoke:
+                from launcher.smoke.sweep import SmokeSweep
+
+                sweep = sweep or SmokeSweep()
+                sweep.run([*searched(flags), *HydraConfig.get().overrides.task])
+            else:
+                exit_codes.append(launch(to_config(composed, flags)))
         except Refused as error:
             exit_codes.append(report(error))
         except Exception as bug:
@@ -70,14 +85,43 @@ def run() -> int:
 
     os.environ[RAISE_ERRORS] = "1"
     try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        with no_sweep_directory(flags):
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
     except Exception as error:
         if error in bugs:
             raise
         exit_codes.append(report(explained(error, flags)))
     finally:
         del os.environ[RAISE_ERRORS]
+        if sweep is not None:
+            exit_codes.append(sweep.finish())
     return max(exit_codes, default=0)
+
+
+@contextmanager
+def no_sweep_directory(flags: argparse.Namespace) -> Iterator[None]:
+    """Lets Hydra note a sweep in a directory that goes with it: it cannot do without one."""
+    chosen = any(each.startswith("hydra.sweep.dir=") for each in flags.overrides)
+    if not flags.multirun or chosen:
+        yield
+        return
+    arguments = sys.argv
+    with tempfile.TemporaryDirectory(prefix="flotilla-sweep-") as path:
+        # Among the other overrides: argparse takes them only where they stand together.
+        last = flags.overrides[-1] if flags.overrides else arguments[-1]
+        after = len(arguments) - arguments[::-1].index(last)
+        override = f"hydra.sweep.dir='{path}'"
+        sys.argv = [*arguments[:after], override, *arguments[after:]]
+        try:
+            yield
+        finally:
+            sys.argv = arguments
+
+
+def searched(flags: argparse.Namespace) -> list[str]:
+    """The flags that say where configs are, for a launcher that shall find the same."""
+    given = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
+    return [f"{flag}={value}" for flag, value in given.items() if value]
 
 
 def show_help(flags: argparse.Namespace) -> int:
@@ -156,7 +200,7 @@ def make(config: LaunchConfig) -> DeploymentPlan:
 
 
 def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
-    """Does `action`. Whatever carries a plan out sees the plan and the backend's deadline only."""
+    """Does `action`. Whatever carries a plan out sees the plan and a few deadlines only."""
     deadline_s = config.backend.start_deadline_s
     match config.action:
         case Action.plan:
@@ -170,7 +214,7 @@ def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
         case Action.smoke:
             from launcher.actions.smoke import smoke
 
-            return smoke(plan, deadline_s)
+            return smoke(plan, deadline_s, config.smoke.answer_s, config.smoke.format)
         case _ as never:
             assert_never(never)
 

@@ -55,6 +55,11 @@ class PlanFormat(Enum):
     json = "json"
 
 
+class SmokeFormat(Enum):
+    table = "table"
+    json = "json"
+
+
 @dataclass(slots=True, kw_only=True)
 class BackendOptions:
     """What every backend has; each choice of the group `backend` is a class of its own."""
@@ -162,11 +167,19 @@ class PlanOptions:
 
 
 @dataclass(slots=True, kw_only=True)
+class SmokeOptions:
+    answer_s: float = option(20.0, gt=0, le=3600)
+    """Seconds that `action=smoke` gives each answer to be complete."""
+    format: SmokeFormat = SmokeFormat.table
+    """How `action=smoke` tells its results: table (on stderr), json (on stdout)."""
+
+
+@dataclass(slots=True, kw_only=True)
 class LaunchConfig:
     """Everything a user can say."""
 
     action: Action = Action.serve
-    """serve, plan (show what would run where), smoke (start, ask, stop)."""
+    """serve, plan (show what would run where), smoke (start, check everything, end)."""
     name: str = "flotilla"
     """Of the deployment: lower-case letters, digits and hyphens, at most 40."""
     dp: int = option(1, ge=1, le=4096)
@@ -192,6 +205,7 @@ class LaunchConfig:
     """TCP ports that coordinator and front ends listen on for other nodes: `ephemeral`, or a range
     that a firewall lets through, such as 40000-40031."""
     plan: PlanOptions = field(default_factory=PlanOptions)
+    smoke: SmokeOptions = field(default_factory=SmokeOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {

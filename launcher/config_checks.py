@@ -19,6 +19,7 @@ from launcher.config import (
     MpOptions,
     PlanFormat,
     RayOptions,
+    SmokeFormat,
     Strategy,
     TopologyKind,
 )
@@ -64,6 +65,8 @@ def without_effect(config: LaunchConfig) -> list[str]:
     lines += _placement_without_effect(config)
     if config.plan.format is not PlanFormat.table and config.action is not Action.plan:
         lines.append(f"plan.format={config.plan.format.name} has no effect without action=plan")
+    if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
+        lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
     return lines
 
 
