@@ -135,8 +135,8 @@ class Client:
             if not line.startswith(_DATA):
                 raise CheckFailed(f"{asked}: expected a line of data, seen {_shown(line)}")
             yield decoded(asked, data, Completion)
-        rest = response.read()
-        if rest.strip():
+        rest = response.read().strip()
+        if rest:
             raise CheckFailed(f"{asked}: expected nothing after [DONE], seen {_shown(rest)}")
 
     def _ask(

@@ -32,8 +32,7 @@ _PR_SET_PDEATHSIG = 1
 class Row(NamedTuple):
     """What became of one smoke test."""
 
-    config: str
-    """Its overrides."""
+    overrides: Sequence[str]
     passed: bool | None
     """None: it was not run."""
     seconds: float = 0.0
@@ -59,15 +58,14 @@ class SmokeSweep:
         Args:
             overrides: As `python -m launcher` takes them.
         """
-        config = shlex.join(overrides)
         if self._signal is not None:
-            self._rows.append(Row(config, passed=None, first_failure="not run: interrupted"))
+            self._rows.append(Row(overrides, passed=None, first_failure="not run: interrupted"))
             return
-        sys.stderr.write(f"smoke test of {config}\n")
+        sys.stderr.write(f"smoke test of {shlex.join(overrides)}\n")
         own = [each for each in overrides if not each.startswith(_FORMAT)]
         began_s = time.monotonic()
         exit_code, answer = self._run_child([*own, f"{_FORMAT}json"])
-        self._rows.append(_row(config, exit_code, answer, time.monotonic() - began_s))
+        self._rows.append(_row(overrides, exit_code, answer, time.monotonic() - began_s))
 
     def finish(self) -> int:
         """Prints the summary; 0 if all passed, 130 or 143 after a signal, else 1."""
@@ -101,7 +99,7 @@ class SmokeSweep:
             self._child.send_signal(number)
 
 
-def _row(config: str, exit_code: int, answer: bytes, seconds: float) -> Row:
+def _row(overrides: Sequence[str], exit_code: int, answer: bytes, seconds: float) -> Row:
     """Prints the table of a test that has told its results."""
     try:
         report = msgspec.json.decode(answer, type=Report)
@@ -110,11 +108,11 @@ def _row(config: str, exit_code: int, answer: bytes, seconds: float) -> Row:
         if exit_code < 0:
             ended = f"killed by {signal.Signals(-exit_code).name}"
         why = "refused" if exit_code == 2 else "ended without results"
-        return Row(config, False, seconds, first_failure=f"{why}, {ended}: see above")
+        return Row(overrides, False, seconds, first_failure=f"{why}, {ended}: see above")
     print_table(results_table(report.name, report.results))
     wrong = failed(report.results)
     first = f"{wrong[0].subject}: {wrong[0].said}" if wrong else ""
-    return Row(config, exit_code == 0, seconds, len(report.results), first)
+    return Row(overrides, exit_code == 0, seconds, len(report.results), first)
 
 
 def _summary(rows: Sequence[Row]) -> Table:
@@ -126,8 +124,16 @@ def _summary(rows: Sequence[Row]) -> Table:
     for heading in ("seconds", "checks"):
         table.add_column(heading, justify="right")
     table.add_column("first failure", overflow="fold")
+    shared = set.intersection(*(set(row.overrides) for row in rows))
     for row in rows:
+        own = [override for override in row.overrides if override not in shared]
         result = Text("not run") if row.passed is None else passed_or_failed(row.passed)
         seconds = f"{row.seconds:.1f}"
-        table.add_row(row.config, result, seconds, str(row.num_checks), Text(row.first_failure))
+        table.add_row(
+            shlex.join(own or row.overrides),
+            result,
+            seconds,
+            str(row.num_checks),
+            Text(row.first_failure),
+        )
     return table
