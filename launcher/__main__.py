@@ -87,6 +87,9 @@ def run() -> int:
     try:
         with no_sweep_directory(flags):
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        if flags.multirun and not (exit_codes or sweep or flags.cfg or flags.info):
+            typed = " ".join(flags.overrides)
+            exit_codes.append(report(Refused(f"no choice fits, nothing was run: {typed}")))
     except Exception as error:
         if error in bugs:
             raise

@@ -47,12 +47,12 @@ def smoke(plan: DeploymentPlan, start_deadline_s: float, answer_s: float, form: 
 
     Returns:
         0 if it does, 1 if a check failed, else the exit code of what went wrong.
+
+    Raises:
+        Refused: Nothing was started, so that there is nothing to tell but why.
     """
     test = SmokeTest(plan, start_deadline_s, answer_s)
-    try:
-        exit_code = test.run()
-    except Refused as refusal:  # nothing was started: nothing to tell but that
-        return report(refusal)
+    exit_code = test.run()
     results = test.recorder.results
     match form:
         case SmokeFormat.table:
@@ -80,7 +80,7 @@ class SmokeTest:
         self.recorder = Recorder()
 
     def run(self) -> int:
-        """Starts, checks, drains, looks for what is left; the exit code.
+        """Starts, checks, drains, looks for what is left; the exit code of all that.
 
         Raises:
             Refused: It was not even started.

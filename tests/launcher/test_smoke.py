@@ -5,6 +5,7 @@ import re
 import signal
 
 import httpx2 as httpx
+import psutil
 import pytest
 
 from tests.running import Launcher, launched
@@ -120,6 +121,16 @@ def test_an_interrupted_sweep_tells_what_was_not_run(runtime):
     assert launcher.lines[-1] == "0 of 2 smoke tests passed\n"
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+def test_a_sweep_that_is_killed_leaves_nothing(runtime):
+    with launched("+ci=mp_head_only", "-m", runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children(recursive=True)
+        launcher.process.kill()
+        _, left = psutil.wait_procs(family, 30)
+        assert not left
+    assert not launcher.directory.exists()
 
 
 def test_a_refused_config_is_a_row(runtime):
