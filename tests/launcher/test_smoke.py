@@ -12,6 +12,8 @@ from tests.running import Launcher, launched
 
 pytestmark = pytest.mark.timeout(180)
 
+SOON = "coordinator.metrics_interval_s=0.1"
+"""Each check of an aborted request waits for metrics."""
 OF_FRONT_END = ("ready", "plan", "bad request")
 OF_RANK = ("unstreamed", "greedy tokens", "streamed", "aborted")
 
@@ -26,7 +28,7 @@ def rows(launcher: Launcher) -> list[tuple[str, ...]]:
 
 
 def test_a_smoke_test_checks_every_rank_through_every_front_end(runtime):
-    overrides = ("action=smoke", "model=tiny", "dp=2", "frontend.count=2")
+    overrides = ("action=smoke", "model=tiny", "dp=2", "frontend.count=2", SOON)
     with launched(*overrides, runtime_directory=runtime) as launcher:
         assert launcher.end(100) == 0, launcher.output
     checks: list[tuple[str, ...]] = [("started",), ("reference",)]
@@ -40,7 +42,7 @@ def test_a_smoke_test_checks_every_rank_through_every_front_end(runtime):
 
 
 def test_a_rank_that_hangs_fails_its_checks_alone(runtime):
-    limits = ("smoke.answer_s=5", "health.silence_s=0.5", "health.stop_s=1", "drain_s=1")
+    limits = (SOON, "smoke.answer_s=5", "health.silence_s=0.5", "health.stop_s=1", "drain_s=1")
     overrides = ("action=smoke", "model=tiny", "dp=2", *limits)
     with launched(*overrides, runtime_directory=runtime) as launcher:
         launcher.wait_for("engine-1 +ready")
@@ -100,7 +102,7 @@ def test_results_as_json(runtime):
 
 def test_a_sweep_ends_with_a_summary(runtime):
     deadlines = "backend.start_deadline_s=0.01,60"
-    overrides = ("+ci=mp_head_only", "dp=1", deadlines, "-m")
+    overrides = ("+ci=mp_head_only", "dp=1", deadlines, SOON, "-m")
     with launched(*overrides, runtime_directory=runtime) as launcher:
         assert launcher.end(120) == 1, launcher.output
     summary = " ".join(launcher.lines[launcher.lines.index("smoke tests\n") :])

@@ -30,9 +30,10 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[Deployment]:
     """Two ranks of the tiny model."""
+    soon = "coordinator.metrics_interval_s=0.1"  # each check of an aborted request waits for them
     with (
         TemporaryDirectory(prefix="fl") as runtime,
-        serving("model=tiny", "dp=2", runtime_directory=Path(runtime)) as (launcher, client),
+        serving("model=tiny", "dp=2", soon, runtime_directory=Path(runtime)) as (launcher, client),
     ):
         plan = msgspec.convert(client.get("/plan").json()["plan"], DeploymentPlan)
         reference = ReferenceProcess(plan, "Gravity is", 8).run(60)
