@@ -1,9 +1,9 @@
 """The checks of one front end: what it knows, and what every rank answers through it."""
 
+import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config import ProcessSpec
 from engine.core.reference import Reference
@@ -16,6 +16,8 @@ from launcher.smoke.results import CheckFailed, FrontEndGone, Recorder
 
 COMPLETIONS = "/v1/completions"
 _POLL_S = 0.05
+_SAMPLE = re.compile(r"^([\w:]+)\{(.*)\} (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class FrontEndChecks:
@@ -164,18 +166,15 @@ class RankChecks:
     def _counts(self) -> "_Counts":
         """What the rank counts, as the front end knows it."""
         samples = {
-            (sample.name, sample.labels.get("finished_reason")): sample.value
-            for family in text_string_to_metric_families(self._client.text("/metrics"))
-            for sample in family.samples
-            if sample.labels.get("rank") == str(self._rank)
+            (name, labels.get("finished_reason")): value
+            for name, labels, value in parse_metrics(self._client.text("/metrics"))
+            if labels.get("rank") == str(self._rank)
         }
-
+        aborted = f"{PREFIX}{REQUEST_SUCCESS.name}_total", FinishReason.abort.value
         return _Counts(
             running=samples.get((PREFIX + NUM_REQUESTS_RUNNING.name, None)),
             waiting=samples.get((PREFIX + NUM_REQUESTS_WAITING.name, None)),
-            aborted=samples.get(
-                (f"{PREFIX}{REQUEST_SUCCESS.name}_total", FinishReason.abort.value), 0.0
-            ),
+            aborted=samples.get(aborted, 0.0),
         )
 
     def _body(self) -> dict[str, Any]:
@@ -214,6 +213,12 @@ def _unanswered(max_model_len: int) -> Reference:
     prompt = [1] * min(3, max_model_len - 1)
     num_tokens = min(8, max_model_len - len(prompt))
     return Reference(prompt_token_ids=prompt, num_tokens=num_tokens, num_certain=0, text="")
+
+
+def parse_metrics(page: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Name, labels and value of each sample in Prometheus' text format; comments are none."""
+    for name, labels, value in _SAMPLE.findall(page):
+        yield name, dict(_LABEL.findall(labels)), float(value)
 
 
 def expect(what: str, expected: object, seen: object) -> None:

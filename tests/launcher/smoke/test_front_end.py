@@ -12,7 +12,7 @@ import pytest
 from engine.core.reference import Reference
 from launcher.plan import DeploymentPlan
 from launcher.smoke.client import Client
-from launcher.smoke.front_end import FrontEndChecks
+from launcher.smoke.front_end import FrontEndChecks, parse_metrics
 from launcher.smoke.reference import ReferenceProcess
 from launcher.smoke.results import CheckFailed, Recorder, Result, verdict
 from tests.running import serving
@@ -123,3 +123,15 @@ def test_a_reference_that_cannot_be_computed_says_why(deployment: Deployment, tm
     plan = msgspec.structs.replace(deployment.plan, settings=replace(settings, model=model))
     with pytest.raises(CheckFailed, match=r"it said: model\.path does not exist"):
         ReferenceProcess(plan, "Gravity is", 8).run(60)
+
+
+def test_samples_of_a_page_are_read():
+    page = """\
+# HELP flotilla:a Text {with="braces"} 1
+flotilla:a{model_name="say \\"} 2",rank="1"} 3.0
+flotilla:b_total{rank="0"} 1e+06
+"""
+    assert list(parse_metrics(page)) == [
+        ("flotilla:a", {"model_name": 'say \\"} 2', "rank": "1"}, 3.0),
+        ("flotilla:b_total", {"rank": "0"}, 1e6),
+    ]
