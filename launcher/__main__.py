@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
@@ -18,15 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import __version__
-from launcher.cluster import Cluster
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
-from launcher.plan import DeploymentPlan
 
 if TYPE_CHECKING:
-    from launcher.executors.ray.session import Session
-    from launcher.resolve import Resolved
+    from launcher.planning import Planned
     from launcher.smoke.sweep import SmokeSweep
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
@@ -196,11 +192,13 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
             case Action.plan | Action.serve | Action.smoke as action:
-                with resolved(config) as found:
-                    plan = make(config, found)
+                # What this needs is imported here: `--cfg job` starts faster.
+                from launcher.planning import planned
+
+                with planned(config) as found:
                     shown = action is Action.plan  # with the plan, its own warnings too
-                    warn((*without_effect(config), *(() if shown else plan.warnings)))
-                    return carry_out(action, plan, config, found.session)
+                    warn((*without_effect(config), *(() if shown else found.plan.warnings)))
+                    return carry_out(action, found, config)
             case _ as never:
                 assert_never(never)
     except LauncherError as error:
@@ -214,62 +212,13 @@ def warn(lines: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {line}\n")
 
 
-@contextmanager
-def resolved(config: LaunchConfig) -> Iterator["Resolved"]:
-    """What there is. What this needs is imported here: `--cfg job` starts faster."""
-    from launcher.resolve import resolve
-
-    found = resolve(config)
-    try:
-        yield found
-    finally:
-        if found.session is not None:
-            found.session.close()
-
-
-def make(config: LaunchConfig, found: "Resolved") -> DeploymentPlan:
-    """The plan of a valid config; a cluster that can grow is asked for what lacks.
-
-    Raises:
-        Refused: It cannot be placed.
-        StartFailed: The cluster did not grow in time.
-    """
-    from launcher.planner import make_plan
-    from launcher.shortage import MustGrow
-
-    def plan(cluster: Cluster) -> DeploymentPlan:
-        return make_plan(
-            replace(config, model=found.model),
-            found.facts,
-            cluster,
-            model_name=found.model_name,
-            passed_environment=found.passed_environment,
-        )
-
-    try:
-        return plan(found.cluster)
-    except MustGrow as shortage:
-        if config.action is Action.plan or found.session is None:
-            raise
-        from launcher.growing import plan_when_grown
-
-        return plan_when_grown(config, shortage, found.session, plan)
-
-
 def carry_out(
     action: Literal[Action.plan, Action.serve, Action.smoke],
-    plan: DeploymentPlan,
+    found: "Planned",
     config: LaunchConfig,
-    session: "Session | None",
 ) -> int:
     """Does it. Whatever carries a plan out sees the plan and its means only."""
-    from launcher.executors.base import Means
-
-    means = Means(
-        start_deadline_s=config.backend.start_deadline_s,
-        group_deadline_s=getattr(config.backend, "group_deadline_s", 60.0),
-        session=session,
-    )
+    plan, means = found.plan, found.means
     match action:
         case Action.plan:
             from launcher.actions.plan import show_plan

@@ -171,7 +171,7 @@ def test_nothing_heavy_is_imported_to_show_a_thing(
 def test_a_bug_shows_its_traceback(environment: dict[str, str]):
     script = (
         "import sys; sys.argv[1:] = []; import launcher.__main__ as main;"
-        "main.resolved = lambda config: 1 / 0; main.main()"
+        "main.check = lambda config: 1 / 0; main.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False

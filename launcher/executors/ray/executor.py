@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _TAIL_BYTES = 16 << 10
 _TAIL_S = 5.0
 """Deadline for the last log lines of an actor on another machine."""
+_KILL_S = 10.0
+"""Seconds that Ray gets to end an actor that was killed."""
 _TOLD = "ray"
 """In place of a process, what the terminal shows beside news of the cluster."""
 _GCS = "the Ray cluster"
@@ -76,7 +78,8 @@ class RayExecutor:
         self._session, self._tell = means.session, tell
         self._group_deadline_s = means.group_deadline_s
         self._emulated: EmulatedNodes | None = None
-        self._groups = Groups(f"flotilla-{plan.name}-{secrets.token_hex(4)}")
+        prefix = f"flotilla-{plan.name}-{secrets.token_hex(4)}"
+        self._groups = Groups(prefix, means.given_groups)
         self._actors: dict[str, _Actor] = {}
         self._tails: dict[str, list[str]] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
@@ -195,7 +198,7 @@ class RayExecutor:
             handle = actor_class.options(
                 name=f"{self._groups.prefix}-{spec.name}.1",
                 num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
+                num_gpus=worker.num_gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, worker.bundle),
             ).remote(msgspec.msgpack.encode(self._launch(spec)))
@@ -285,11 +288,15 @@ class RayExecutor:
         self._session = None
         if self._is_lost:  # nobody would answer; actors end with this process's connection
             return
+        ended = [actor.ended for actor in self._actors.values()]
         try:
-            if grace_s > 0 and self._actors:
+            if grace_s > 0 and ended:
                 await session.call_async(self._tell_actors)
-                await asyncio.wait([each.ended for each in self._actors.values()], timeout=grace_s)
-            left = await session.call_async(self._remove)
+                await asyncio.wait(ended, timeout=grace_s)
+            await session.call_async(self._kill_actors)
+            if ended:  # in a group of somebody else's nothing but this shows that they are gone
+                await asyncio.wait(ended, timeout=_KILL_S)
+            left = await session.call_async(self._groups.remove)
             if left:
                 logger.error("Ray has not removed %s", ", ".join(left))
         except TimeoutError:
@@ -300,13 +307,11 @@ class RayExecutor:
         for actor in list(self._actors.values()):
             actor.handle.stop.remote()
 
-    def _remove(self) -> list[str]:
-        """In Ray's thread: ends every actor and removes every group; what could not be removed."""
+    def _kill_actors(self) -> None:
         import ray
 
         for actor in list(self._actors.values()):
             ray.kill(actor.handle)
-        return self._groups.remove()
 
 
 def _host(plan: DeploymentPlan) -> str | None:
