@@ -111,8 +111,8 @@ def test_the_coordinator_waits_for_the_lock_of_a_launcher_that_dies(directory: R
         "import sys; from launcher.run_directory import RunDirectory; "
         "RunDirectory('one').acquire(); print('held', flush=True); sys.stdin.read()"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with ThreadPoolExecutor(1) as pool:
