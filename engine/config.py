@@ -155,6 +155,9 @@ class HealthOptions:
     silence_s: float = option(1.0, gt=0, le=600)
     """A process without a heartbeat for so long is suspect, and so is a rank that has work and
     computes not even a layer of it; a suspect rank gets no new work until it moves again."""
+    hang_s: float = option(10.0, ge=1, le=86400)
+    """A front end that stays suspect, or a coordinator that stays silent, for so long after
+    `silence_s` hangs: it is killed and started again."""
     min_ranks: int = option(1, ge=1, le=4096)
     """Ranks that must be able to work for `/ready` to say so, once all have been."""
     stop_s: float = option(5.0, gt=0, le=600)

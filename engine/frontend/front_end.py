@@ -73,6 +73,7 @@ class FrontEnd:
         self._membership: Membership | None = None
         self._was_ready = False
         self._is_listening = False
+        self._progress = 0
         self._phase, self._phase_start_s = Phase.importing, time.monotonic()
         self._snapshot = MetricsSnapshot([])
         self._snapshot_s = time.monotonic()
@@ -89,6 +90,7 @@ class FrontEnd:
     def start(self) -> None:
         """Speaks with the coordinator from now on."""
         self.link.start()
+        self._report_progress()
         self._report_metrics()
 
     def enter_phase(self, phase: Phase) -> None:
@@ -223,8 +225,14 @@ class FrontEnd:
         is_lost = own.state is ProcessState.lost and own.incarnation == incarnation
         return is_lost or own.incarnation > incarnation
 
+    def _report_progress(self) -> None:
+        """Tells that the loop turns, again and again: the link's thread would live without it."""
+        self._progress += 1
+        self._report_count(self.admission.num_inside)
+        self._loop.call_later(self.settings.health.heartbeat_s, self._report_progress)
+
     def _report_count(self, num_requests: int) -> None:
-        self.link.report(progress=0, num_requests=num_requests)
+        self.link.report(self._progress, num_requests)
 
     def _report_drained(self) -> None:
         self.link.send(Drained(self._register.name, self._register.incarnation))

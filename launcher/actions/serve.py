@@ -61,11 +61,20 @@ class Serving:
             loop.add_signal_handler(number, self._take_signal, number)
         try:
             self._executor.reserve()
-            await self._start(start_deadline_s)
-            return await self._until_end()
+            how = "ended: failed"  # unless it is known better
+            try:
+                await self._start(start_deadline_s)
+                await self._until_end()
+                how = "ended"
+            except Interrupted:
+                how = "ended: interrupted"
+                raise
+            finally:
+                await self._stop()
+                self._say(how)
         finally:
-            await self._deployment.stop()
             self._executor.release(keep_logs=self._deployment.failure is not None)
+        return 0
 
     async def _start(self, deadline_s: float) -> None:
         number = await self._unless_signal(self._deployment.start(deadline_s))
@@ -78,25 +87,27 @@ class Serving:
             f"model {self._plan.settings.model_name}  (Ctrl-C ends)"
         )
 
-    async def _until_end(self) -> int:
+    async def _until_end(self) -> None:
         failure: LauncherError | None = None
+        forces = "Ctrl-C forces"
         try:
             number = await self._unless_signal(self._stay())
-            if number is not None and self._check is not None:
-                failure = Interrupted(number)
+            if number is not None:
+                forces = "Ctrl-C again forces"
+                failure = Interrupted(number) if self._check is not None else None
         except LauncherError as problem:
             failure = problem
             self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
         limit_s = self._plan.settings.drain_s
-        self._say(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
+        self._say(f"draining, at most {limit_s:g} s ({forces})")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
+            self._say(f"forced: {counted(self._deployment.num_in_flight, 'request')} cut off")
             await self._deployment.kill()
             raise Interrupted(number)
         failure = failure or self._deployment.failure
         if failure is not None:
             raise failure
-        return 0
 
     async def _stay(self) -> None:
         """Until the check is done, if there is one, or a process ends."""
@@ -126,6 +137,11 @@ class Serving:
             self._say(f"drain limit passed (drain_s={limit_s:g}): {cut_off} cut off")
         else:
             self._say("drained")
+
+    async def _stop(self) -> None:
+        """Ends every process, at once if a signal comes meanwhile."""
+        if await self._unless_signal(self._deployment.stop()) is not None:
+            await self._deployment.kill()
 
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""
