@@ -96,6 +96,7 @@ class CoreProcess:
         runner = self._make_runner()
         ended_s = {Phase.importing: time.monotonic()}
         for phase, action in (
+            (Phase.preparing_kernels, runner.prepare_kernels),
             (Phase.loading_weights, runner.load_weights),
             (Phase.allocating_cache, runner.allocate_cache),
             (Phase.warming_up, runner.warm_up),
