@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar, assert_never
+from typing import assert_never
 
 import msgspec
 import zmq
@@ -19,6 +19,7 @@ import zmq
 from engine import transport
 from engine.config import CoordinatorOptions, Role
 from engine.errors import ProtocolError
+from engine.latest import Latest
 from engine.metrics import MetricValue
 from engine.protocol import (
     FROM_COORDINATOR,
@@ -48,7 +49,6 @@ from engine.protocol import (
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 DEFAULT_PACE = CoordinatorOptions()
 
 
@@ -90,8 +90,8 @@ class CoordinatorLink:
         self._publish_endpoint = ""
         self._progress = 0
         self._num_requests = 0
-        self._load: _Latest[RankLoad] = _Latest(pace.interval_s)
-        self._metrics: _Latest[list[MetricValue]] = _Latest(pace.metrics_interval_s)
+        self._load: Latest[RankLoad] = Latest(pace.interval_s)
+        self._metrics: Latest[list[MetricValue]] = Latest(pace.metrics_interval_s)
         self._calls: dict[int, Future[PlanAnswer]] = {}
         self._thread = threading.Thread(target=self._run, name="coordinator-link", daemon=True)
 
@@ -120,7 +120,7 @@ class CoordinatorLink:
         self._num_requests = num_requests
 
     def report_load(self, load: RankLoad) -> None:
-        """The rank's load, sent soon; a newer one replaces it, an equal one is not sent again."""
+        """The rank's load, sent soon; a newer one replaces it, an equal one is only confirmed."""
         if self._load.put(load):
             self._wake_up()
 
@@ -193,7 +193,7 @@ class CoordinatorLink:
         while True:
             now = time.monotonic()
             if now >= next_beat:
-                _send(dealer, self._heartbeat())
+                _send(dealer, self._heartbeat(now))
                 next_beat = now + self._heartbeat_s
             self._send_reports(dealer, now)
             due = min(next_beat, self._load.due, self._metrics.due)
@@ -208,10 +208,12 @@ class CoordinatorLink:
             if published in ready:
                 self._receive_published(published)
 
-    def _heartbeat(self) -> Heartbeat:
+    def _heartbeat(self, now: float) -> Heartbeat:
         match self._hello:
             case Register(name=name, incarnation=incarnation):
-                return Heartbeat(name, incarnation, self._progress, self._num_requests)
+                return Heartbeat(
+                    name, incarnation, self._progress, self._num_requests, self._load.age_s(now)
+                )
             case ApplyPlan():
                 return Heartbeat(LAUNCHER, 0)
             case _ as never:
@@ -285,44 +287,6 @@ class CoordinatorLink:
                     self._on_loads(message)
                 case MetricsSnapshot() if self._on_metrics is not None:
                     self._on_metrics(message)
-
-
-class _Latest(Generic[T]):
-    """A value that is sent when it changes, but not twice within an interval."""
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._lock = threading.Lock()
-        self._value: T | None = None
-        self._sent: T | None = None
-        self._earliest = 0.0
-        self.due = math.inf
-        """When to send it next."""
-
-    def put(self, value: T) -> bool:
-        """Whether the sender does not know yet that there is something to send."""
-        with self._lock:
-            self._value = value
-            if value == self._sent or self.due != math.inf:
-                return False
-            self.due = self._earliest
-            return True
-
-    def take(self, now: float) -> T | None:
-        """What is to be sent now."""
-        with self._lock:
-            if now < self.due:
-                return None
-            self.due = math.inf
-            self._earliest = now + self._interval_s
-            self._sent = self._value
-            return self._value
-
-    def repeat(self) -> None:
-        """Sends the last value once more."""
-        with self._lock:
-            if self._value is not None:
-                self.due = self._earliest
 
 
 def _send(dealer: zmq.Socket[bytes], message: Message) -> None:

@@ -47,7 +47,7 @@ class ProcessState(Enum):
     starting = "starting"
     ready = "ready"
     suspect = "suspect"
-    """Silent, or has work and makes no step: gets no new work."""
+    """Silent, or makes no progress: gets no new work."""
     drained = "drained"
     """A front end that takes no requests and has none in flight."""
     lost = "lost"
@@ -88,8 +88,14 @@ class AddRequest(Message, frozen=True):
 
 
 class AbortRequests(Message, frozen=True):
+    """Nobody wants these any more. Without any it is a probe: it is answered with empty outputs,
+    whose numbers show what was lost in either direction.
+    """
+
     sequence: int
     request_ids: list[int]
+    stopped: list[int] = []
+    """Those of `request_ids` whose answer is complete: the front end found a stop string."""
 
 
 ToEngine = AddRequest | AbortRequests
@@ -154,9 +160,12 @@ class Heartbeat(Message, frozen=True):
     name: str
     incarnation: int
     progress: int = 0
-    """Grows whenever something has been computed: a layer of a step, or a step."""
+    """Grows whenever something has been computed, a layer of a step or a step, and whenever an
+    engine core that has nothing to compute has looked for work."""
     num_requests: int = 0
     """Requests waiting or running: work."""
+    load_age_s: float | None = None
+    """How long ago the load that was reported last was found unchanged; None: there is none."""
 
 
 class RankLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):

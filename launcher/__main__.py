@@ -5,17 +5,19 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NoReturn, assert_never
+from typing import Literal, NoReturn, assert_never
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import __version__
 from launcher.config import Action, LaunchConfig, register
-from launcher.config_checks import check, without_effect
+from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
@@ -61,7 +63,7 @@ def run() -> int:
     def job(composed: DictConfig) -> None:
         del os.environ[RAISE_ERRORS]
         try:
-            exit_codes.append(launch(to_config(composed, flags)))
+            exit_codes.append(launch(to_config(composed, flags), HydraConfig.get().overrides.task))
         except Refused as error:
             exit_codes.append(report(error))
         except Exception as bug:
@@ -135,19 +137,41 @@ def explained(error: Exception, flags: argparse.Namespace) -> Refused:
     return refused
 
 
-def launch(config: LaunchConfig) -> int:
-    """One deployment from config to end; returns the exit code."""
+def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
+    """One job from config to end; returns the exit code.
+
+    Args:
+        overrides: Of the config, as they were typed.
+    """
     try:
         check(config)
-        plan = make(config)
-        shown = config.action is Action.plan  # with the plan, its own warnings too
-        for line in (*without_effect(config), *(() if shown else plan.warnings)):
-            sys.stderr.write(f"warning: {line}\n")
-        return carry_out(plan, config)
+        match config.action:
+            case Action.status:
+                from launcher.actions.status import show_status
+
+                warn(not_read(config.action, overrides))
+                return show_status(config.name, config.status.format)
+            case Action.stop:
+                from launcher.actions.stop import stop
+
+                warn(not_read(config.action, overrides))
+                return stop(config.name, config.stop.force)
+            case Action.plan | Action.serve | Action.smoke as action:
+                plan = make(config)
+                shown = action is Action.plan  # with the plan, its own warnings too
+                warn((*without_effect(config), *(() if shown else plan.warnings)))
+                return carry_out(action, plan, config)
+            case _ as never:
+                assert_never(never)
     except LauncherError as error:
         return report(error)
     except KeyboardInterrupt:
         return report(Interrupted(signal.SIGINT))
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"warning: {line}\n")
 
 
 def make(config: LaunchConfig) -> DeploymentPlan:
@@ -165,10 +189,14 @@ def make(config: LaunchConfig) -> DeploymentPlan:
     )
 
 
-def carry_out(plan: DeploymentPlan, config: LaunchConfig) -> int:
-    """Does `action`. Whatever carries a plan out sees the plan and the backend's deadline only."""
+def carry_out(
+    action: Literal[Action.plan, Action.serve, Action.smoke],
+    plan: DeploymentPlan,
+    config: LaunchConfig,
+) -> int:
+    """Does it. Whatever carries a plan out sees the plan and the backend's deadline only."""
     deadline_s = config.backend.start_deadline_s
-    match config.action:
+    match action:
         case Action.plan:
             from launcher.actions.plan import show_plan
 

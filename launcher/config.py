@@ -25,11 +25,13 @@ from engine.config import (
 
 
 class Action(Enum):
-    """What `python -m launcher` does with the plan."""
+    """What `python -m launcher` does."""
 
     serve = "serve"
     plan = "plan"
     smoke = "smoke"
+    status = "status"
+    stop = "stop"
 
 
 class TopologyKind(Enum):
@@ -51,6 +53,11 @@ class Strategy(Enum):
 
 
 class PlanFormat(Enum):
+    table = "table"
+    json = "json"
+
+
+class StatusFormat(Enum):
     table = "table"
     json = "json"
 
@@ -162,11 +169,24 @@ class PlanOptions:
 
 
 @dataclass(slots=True, kw_only=True)
+class StatusOptions:
+    format: StatusFormat = StatusFormat.table
+    """How `action=status` prints."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StopOptions:
+    force: bool = False
+    """Let `action=stop` end a deployment at once, requests in flight too."""
+
+
+@dataclass(slots=True, kw_only=True)
 class LaunchConfig:
     """Everything a user can say."""
 
     action: Action = Action.serve
-    """serve, plan (show what would run where), smoke (start, ask, stop)."""
+    """serve, plan (show what would run where), smoke (start, ask, stop), status and stop (of the
+    running deployment `name`)."""
     name: str = "flotilla"
     """Of the deployment: lower-case letters, digits and hyphens, at most 40."""
     dp: int = option(1, ge=1, le=4096)
@@ -192,6 +212,8 @@ class LaunchConfig:
     """TCP ports that coordinator and front ends listen on for other nodes: `ephemeral`, or a range
     that a firewall lets through, such as 40000-40031."""
     plan: PlanOptions = field(default_factory=PlanOptions)
+    status: StatusOptions = field(default_factory=StatusOptions)
+    stop: StopOptions = field(default_factory=StopOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {

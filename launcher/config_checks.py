@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ from launcher.config import (
     MpOptions,
     PlanFormat,
     RayOptions,
+    StatusFormat,
     Strategy,
     TopologyKind,
 )
@@ -40,6 +41,11 @@ MODEL_OPTIONS = {
     "seed": ModelKind.tiny,
 }
 """Options of `model` that one choice alone reads."""
+READ = {
+    Action.status: ("action", "name", "ci", "status"),
+    Action.stop: ("action", "name", "ci", "stop"),
+}
+"""Keys and sections that the actions on a running deployment read; `ci` can bring a name."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -48,7 +54,8 @@ def check(config: LaunchConfig) -> None:
     Raises:
         Refused: All that is wrong, with overrides that mend it.
     """
-    problems = [*_out_of_range(config, ""), *_broken_rules(config)]
+    rules = _names if config.action in READ else _broken_rules
+    problems = [*_out_of_range(config, ""), *rules(config)]
     if problems:
         raise refusal(problems)
 
@@ -64,7 +71,19 @@ def without_effect(config: LaunchConfig) -> list[str]:
     lines += _placement_without_effect(config)
     if config.plan.format is not PlanFormat.table and config.action is not Action.plan:
         lines.append(f"plan.format={config.plan.format.name} has no effect without action=plan")
+    if config.status.format is not StatusFormat.table:
+        format = config.status.format.name
+        lines.append(f"status.format={format} has no effect without action=status")
+    if config.stop.force:
+        lines.append("stop.force=true has no effect without action=stop")
     return lines
+
+
+def not_read(action: Action, overrides: Sequence[str]) -> list[str]:
+    """A line for each override that an action on a running deployment does not read."""
+    keys = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
+    lines = [text for text, key in keys.items() if key not in (*READ[action], "hydra")]
+    return [f"{text} has no effect with action={action.name}" for text in lines]
 
 
 def _placement_without_effect(config: LaunchConfig) -> Iterator[str]:

@@ -16,6 +16,7 @@ from engine.protocol import (
     ENCODER,
     ApplyPlan,
     DeploymentState,
+    Loads,
     Membership,
     ProcessExited,
 )
@@ -43,6 +44,7 @@ class Deployment:
 
     Attributes:
         failure: The first thing that went wrong: a process that ended, a start that failed.
+        loads: Of the ranks, as last told.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Deployment:
     ) -> None:
         self._plan, self._executor, self._tell = plan, executor, tell
         self._members = Members(tell)
+        self._heard_s = time.monotonic()
+        self.loads: Loads | None = None
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
         self.failure: LauncherError | None = None
@@ -66,6 +70,21 @@ class Deployment:
         self._complaints: dict[str, str] = {}
         self._ending_hung: asyncio.Task[None] | None = None
         self._start_deadline_s = math.inf
+
+    @property
+    def heard(self) -> tuple[Membership | None, float]:
+        """The coordinator's last word, and when it came (monotonic clock)."""
+        return self._members.membership, self._heard_s
+
+    @property
+    def incarnations(self) -> dict[str, int]:
+        """How many times each process has been started."""
+        return self._hello.incarnations
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in flight at the front ends that live, as of their last heartbeats."""
+        return self._members.num_requests
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -135,12 +154,7 @@ class Deployment:
                     if not is_coordinator or not await self._restart(ended):
                         self._tell(ended.name, f"ended: {ended.reason}")
                         self._note_exit(ended, DeploymentFailed)
-        return self.num_in_flight
-
-    @property
-    def num_in_flight(self) -> int:
-        """Requests that the front ends have not answered, as far as they have told."""
-        return self._members.num_in_flight
+        return self.num_requests
 
     async def stop(self) -> None:
         """Ends every process."""
@@ -182,13 +196,20 @@ class Deployment:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(self._take, membership)
 
-        heartbeat_s = self._plan.settings.health.heartbeat_s
+        def on_loads(loads: Loads) -> None:
+            self.loads = loads
+
         self._link = CoordinatorLink(
-            self._executor.coordinator_endpoint, self._hello, heartbeat_s, on_membership
+            self._executor.coordinator_endpoint,
+            self._hello,
+            self._plan.settings.health.heartbeat_s,
+            on_membership,
+            on_loads=on_loads,
         )
         self._link.start()
 
     def _take(self, membership: Membership) -> None:
+        self._heard_s = time.monotonic()
         self._hangs.take(membership)
         self._members.take(membership)
         self._changed.set()

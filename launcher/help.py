@@ -12,6 +12,8 @@ EXAMPLES = {
     "model=path model.path=DIR": "a Hugging Face directory of the Llama family",
     "action=plan dp=4 topology=split": "half of the ranks beside the head, half elsewhere",
     "action=plan dp=4 plan.format=json": "what would run where; starts nothing",
+    "action=status": "what runs, beside what was planned",
+    "action=stop": "lets the running deployment drain, and waits for its end",
 }
 _GAP = 2
 PIPED_WIDTH = 100

@@ -18,24 +18,28 @@ class Members:
     def __init__(self, tell: Callable[[str, str], None]) -> None:
         self._tell = tell
         self._told: dict[str, str] = {}
-        self._state = DeploymentState.serving
         self._members: dict[str, Member] = {}
-        self.drift: list[str] = []
-        """Differences between the plan and who registered."""
+        self.membership: Membership | None = None
 
     def take(self, membership: Membership) -> None:
-        self._state, self.drift = membership.state, membership.drift
+        self.membership = membership
         self._members = {member.name: member for member in membership.members}
         for member in membership.members:
             news, before = _news(member), self._told.get(member.name, "")
-            if news == before:
+            was_suspect = before.startswith(ProcessState.suspect.value)
+            is_still = was_suspect and member.state is ProcessState.suspect  # its reason grows
+            if news == before or is_still:
                 continue
             self._told[member.name] = news
             if member.state is ProcessState.lost:  # as was told when it ended
                 continue
-            is_back = before.startswith(ProcessState.suspect.value)
             is_ready = member.state is ProcessState.ready
-            self._tell(member.name, "ready again" if is_back and is_ready else news)
+            self._tell(member.name, "ready again" if was_suspect and is_ready else news)
+
+    @property
+    def drift(self) -> list[str]:
+        """Differences between the plan and who registered."""
+        return self.membership.drift if self.membership is not None else []
 
     def unready(self, names: Iterable[str]) -> dict[str, str]:
         """Who of these is not ready, and what they do."""
@@ -51,12 +55,13 @@ class Members:
     @property
     def is_drained(self) -> bool:
         """Whether no front end has requests any more, nor takes new ones."""
-        is_draining = self._state is DeploymentState.draining
-        return is_draining and all(member.state in _GONE for member in self._frontends())
+        if self.membership is None or self.membership.state is not DeploymentState.draining:
+            return False
+        return all(member.state in _GONE for member in self._frontends())
 
     @property
-    def num_in_flight(self) -> int:
-        """Requests that the front ends have not answered, as far as they have told."""
+    def num_requests(self) -> int:
+        """Requests in flight at the front ends that live, as of their last heartbeats."""
         return sum(each.num_requests for each in self._frontends() if each.state not in _GONE)
 
     def _frontends(self) -> list[Member]:

@@ -5,13 +5,17 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
+from typing import Self
 
 from launcher.errors import Refused
 
 _LONGEST_SOCKET_NAME = len("frontend-999.4194304.requests")
 _MAX_SOCKET_PATH = 107
 """Source: unix(7), sun_path is 108 bytes with its end."""
+_GLANCE_S = 0.1
+"""Whoever asks whether a lock is held takes it for an instant: a taker tries again for so long."""
 
 
 class RunDirectory:
@@ -62,15 +66,16 @@ class RunDirectory:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + _GLANCE_S
+        while not (is_ours := _take(lock, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+            time.sleep(_GLANCE_S / 10)
+        if not is_ours:
             holder = os.read(lock, 32).decode().strip() or "unknown"
             os.close(lock)
             raise Refused(
                 f"name is in use by a running deployment: {self._name} (launcher pid {holder})",
-                f"name={self._name}-2 frontend.port=0, or end the other one",
-            ) from None
+                f"name={self._name}-2 frontend.port=0, or action=stop name={self._name} to end it",
+            )
         try:
             is_current = path.stat().st_ino == os.fstat(lock).st_ino
         except FileNotFoundError:
@@ -89,6 +94,68 @@ class RunDirectory:
                 f"path of the run directory is too long for socket files: {self.path}",
                 "name=... with a shorter name, or XDG_RUNTIME_DIR set to a shorter directory",
             )
+
+
+class Holder:
+    """The launcher that holds a run directory, seen from outside.
+
+    Attributes:
+        path: Of the run directory.
+        pid: Of the launcher, or `unknown`.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self.pid = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+        self._lock = lock
+
+    @classmethod
+    def find(cls, name: str) -> Self | None:
+        """Whoever runs the deployment; None: nobody does. To be closed."""
+        path = _base() / name
+        try:
+            if path.parent.lstat().st_uid != os.getuid():  # made for us to fall into
+                return None
+            lock = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        holder = cls(path, lock)
+        if holder.is_there():
+            return holder
+        holder.close()
+        return None
+
+    def is_there(self) -> bool:
+        """Whether it has not ended yet."""
+        if not _take(self._lock, fcntl.LOCK_SH):
+            return True
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return False
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def running_names() -> list[str]:
+    """The names of this user's deployments that run on this machine."""
+    try:
+        names = sorted(os.listdir(_base()))
+    except OSError:
+        return []
+    found = {name: Holder.find(name) for name in names}
+    for holder in found.values():
+        if holder is not None:
+            holder.close()
+    return [name for name, holder in found.items() if holder is not None]
+
+
+def _take(lock: int, kind: int) -> bool:
+    """Takes a lock if that needs no waiting; whether it did."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _base() -> Path:

@@ -1,16 +1,18 @@
-"""A plan for people (a table) and for programs (JSON). The one file that writes to stdout."""
+"""What is for people (tables) and for programs (JSON). The one file that writes to stdout."""
 
 import os
 import sys
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from launcher.plan import DeploymentPlan, encode
 from launcher.plan_table import plan_table
 
 PIPED_WIDTH = 120
-"""Columns of a table that no terminal shows."""
+"""Columns of a plan that no terminal shows."""
+UNBOUNDED_WIDTH = 10_000
+"""Columns of a table whose lines are never broken."""
 
 
 def show(text: str) -> None:
@@ -30,8 +32,13 @@ def as_json(plan: DeploymentPlan) -> str:
 
 def as_table(plan: DeploymentPlan) -> str:
     """The plan node by node, in colours if stdout is a terminal."""
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return rendered(plan_table(plan), PIPED_WIDTH)
+
+
+def rendered(what: RenderableType, piped_width: int = UNBOUNDED_WIDTH) -> str:
+    """As wide as the terminal and in its colours, or plain and at most `piped_width` wide."""
+    width = None if sys.stdout.isatty() else piped_width
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
-        console.print(plan_table(plan))
+        console.print(what)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())

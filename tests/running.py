@@ -116,6 +116,20 @@ def _environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in MAKE_OWN} | more
 
 
+def ask(*overrides: str, runtime_directory: Path) -> subprocess.CompletedProcess[str]:
+    """What `python -m launcher` says that ends by itself, stdout and stderr apart."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *overrides],
+        cwd=ROOT,
+        env=_environment(XDG_RUNTIME_DIR=str(runtime_directory)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=READY_S,
+        check=False,
+    )
+
+
 @contextmanager
 def launched(*overrides: str, runtime_directory: Path, **options: Any) -> Iterator[Launcher]:
     """A launcher that is gone afterwards, its processes too, whatever the test did."""

@@ -22,6 +22,7 @@ SHARED = (
     "engine.config",
     "engine.errors",
     "engine.lifeline",
+    "engine.latest",
     "engine.link",
     "engine.logs",
     "engine.metrics",

@@ -43,8 +43,8 @@ class Registry:
     After `silence_s` it is settled without those that have not: they are suspect.
 
     Args:
-        silence_s: A process is suspect after so long without a heartbeat, a rank also after so long
-            without progress while it has work.
+        silence_s: A process is suspect after so long without a heartbeat, or without progress of its
+            main loop.
         incarnation: Of the coordinator.
     """
 
@@ -119,9 +119,8 @@ class Registry:
             return
         process.heard = now
         process.num_requests = beat.num_requests
-        if beat.progress != process.progress or not beat.num_requests:
-            process.progress = beat.progress
-            process.progressed = now
+        if beat.progress != process.progress:
+            process.progress, process.progressed = beat.progress, now
         if process.state is ProcessState.suspect and not self._complaint(process, now):
             self._enter(process, ProcessState.ready, now)
 
@@ -156,7 +155,10 @@ class Registry:
             self._enter(process, ProcessState.lost, now, reason)
 
     def members(self, now: float) -> list[Member]:
-        return [_member(process, now) for process in self._processes.values()]
+        return [
+            _member(process, self._reason(process, now), now)
+            for process in self._processes.values()
+        ]
 
     def membership(self, now: float) -> Membership:
         return Membership(
@@ -217,12 +219,20 @@ class Registry:
     def _is_alive(self, process: _Process) -> bool:
         return process.state is not ProcessState.lost
 
+    def _reason(self, process: _Process, now: float) -> str:
+        """Why it is in its state; of a suspect one, with the time that it has been so until now."""
+        if process.state is ProcessState.suspect and not process.is_unheard:
+            return self._complaint(process, now) or process.reason
+        return process.reason
+
     def _complaint(self, process: _Process, now: float) -> str:
         if now - process.heard > self.silence_s:
             return f"silent for {now - process.heard:.1f} s"
-        must_step = process.hello.role is Role.engine
+        must_step = process.hello.role is not Role.coordinator
         if must_step and now - process.progressed > self.silence_s:
-            return f"has work but makes no progress for {now - process.progressed:.1f} s"
+            has_work = process.num_requests > 0
+            fault = "has work but makes no progress" if has_work else "has no work but is stuck"
+            return f"{fault} for {now - process.progressed:.1f} s"
         return ""
 
     def _enter(self, process: _Process, state: ProcessState, now: float, reason: str = "") -> None:
@@ -240,7 +250,7 @@ def _unheard(spec: ProcessSpec, incarnation: int, now: float) -> _Process:
     )
 
 
-def _member(process: _Process, now: float) -> Member:
+def _member(process: _Process, reason: str, now: float) -> Member:
     hello = process.hello
     return Member(
         name=hello.name,
@@ -253,7 +263,7 @@ def _member(process: _Process, now: float) -> Member:
         state=process.state,
         phase=process.phase,
         since_s=round(now - process.since, 3),
-        reason=process.reason,
+        reason=reason,
         endpoints=hello.endpoints,
         versions=hello.versions,
         num_requests=process.num_requests,

@@ -209,7 +209,8 @@ class Coordinator:
                 if not registry.knows(name, incarnation):
                     return RegisterAgain()
                 registry.heartbeat(message, now)
-                self._loads.confirm(name, now)
+                if message.load_age_s is not None:
+                    self._loads.confirm(name, now - message.load_age_s)
             case MetricsReport(name, incarnation):
                 if registry.is_current(name, incarnation):
                     self._reported.take(message, now)

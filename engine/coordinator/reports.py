@@ -22,10 +22,10 @@ class LoadBoard:
         self._heard[name] = now
         self.has_changed = True
 
-    def confirm(self, name: str, now: float) -> None:
-        """The process lives and has told no other load."""
+    def confirm(self, name: str, at: float) -> None:
+        """The load of this process was still the same at that time."""
         if name in self._heard:
-            self._heard[name] = now
+            self._heard[name] = max(self._heard[name], at)
 
     def forget(self, name: str) -> None:
         if self._loads.pop(name, None) is not None:

@@ -18,7 +18,7 @@ from engine.metrics import (
     Metrics,
 )
 from engine.model.runner import Chunk, Runner
-from engine.protocol import AddRequest, RankLoad
+from engine.protocol import AddRequest, FinishReason, RankLoad
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,14 @@ class EngineCore:
             raise
         logger.debug("request %s: %d prompt tokens", request.external_id, len(prompt))
 
-    def abort_request(self, frontend: str, request_id: int) -> None:
+    def end_request(self, frontend: str, request_id: int, reason: FinishReason) -> None:
+        """Forgets a request that its front end has ended; one that has ended here is no error."""
         request = self._scheduler.abort(RequestKey(frontend, request_id))
         if request is not None:
-            self._note_aborted([request])
+            self._note_ended([request], reason)
 
     def abort_all_of(self, frontend: str) -> None:
-        self._note_aborted(self._scheduler.abort_all_of(frontend))
+        self._note_ended(self._scheduler.abort_all_of(frontend), FinishReason.abort)
 
     def step(self) -> list[Produced]:
         """Computes one batch and gives the new tokens."""
@@ -118,26 +119,26 @@ class EngineCore:
             began_s, time.perf_counter(), scheduled, produced, self._scheduler.admitted
         )
         if logger.isEnabledFor(logging.DEBUG):
-            _log_ended(produced)
+            for item in produced:
+                if item.finish_reason is not None:
+                    _log_ended(item.request, item.finish_reason)
         return produced
 
     @property
     def _kv_usage(self) -> float:
         return 1.0 - self._blocks.num_free / self._blocks.num_blocks
 
-    def _note_aborted(self, requests: Iterable[Request]) -> None:
-        self._metrics.note_aborted(requests)
+    def _note_ended(self, requests: Iterable[Request], reason: FinishReason) -> None:
+        now_s = time.perf_counter()
         for request in requests:
-            logger.debug("request %s: aborted", request.external_id)
+            self._metrics.note_ended(request, reason, now_s)
+            _log_ended(request, reason)
 
 
-def _log_ended(produced: Iterable[Produced]) -> None:
-    for item in produced:
-        if item.finish_reason is not None:
-            request, reason = item.request, item.finish_reason.value
-            logger.debug(
-                "request %s: %s, %d tokens", request.external_id, reason, request.num_outputs
-            )
+def _log_ended(request: Request, reason: FinishReason) -> None:
+    logger.debug(
+        "request %s: %s, %d tokens", request.external_id, reason.value, request.num_outputs
+    )
 
 
 def _chunk(item: Scheduled) -> Chunk:

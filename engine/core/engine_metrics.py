@@ -44,9 +44,13 @@ class EngineMetrics:
     def note_refused(self, reason: str) -> None:
         self.values.add(REFUSED_REQUESTS, 1, (reason,))
 
-    def note_aborted(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            self._note_end(request, FinishReason.abort)
+    def note_ended(self, request: Request, reason: FinishReason, now_s: float) -> None:
+        """Takes a request's end. The time of one that was given up says nothing of the engine."""
+        self.values.add(REQUEST_SUCCESS, 1, (reason.value,))
+        self.values.observe(REQUEST_PROMPT_TOKENS, request.num_prompt_tokens)
+        self.values.observe(REQUEST_GENERATION_TOKENS, request.num_outputs)
+        if reason is not FinishReason.abort:
+            self.values.observe(E2E_REQUEST_LATENCY, now_s - request.arrived_s)
 
     def note_step(
         self,
@@ -87,12 +91,6 @@ class EngineMetrics:
                 self.values.add(PROMPT_TOKENS, request.num_prompt_tokens)
                 self.values.observe(TIME_TO_FIRST_TOKEN, now_s - request.arrived_s)
             if item.finish_reason is not None:
-                self.values.observe(E2E_REQUEST_LATENCY, now_s - request.arrived_s)
-                self._note_end(request, item.finish_reason)
+                self.note_ended(request, item.finish_reason, now_s)
         for last_s, count in num_after.items():
             self.values.observe(INTER_TOKEN_LATENCY, now_s - last_s, count)
-
-    def _note_end(self, request: Request, reason: FinishReason) -> None:
-        self.values.add(REQUEST_SUCCESS, 1, (reason.value,))
-        self.values.observe(REQUEST_PROMPT_TOKENS, request.num_prompt_tokens)
-        self.values.observe(REQUEST_GENERATION_TOKENS, request.num_outputs)

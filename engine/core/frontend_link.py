@@ -14,19 +14,21 @@ class FrontendLink:
     """Requests in, outputs out. Messages are numbered both ways.
 
     Args:
-        name: Name and incarnation of the front end.
+        process_name: Of the front end.
+        name: The same with its incarnation.
         endpoints: What it binds: `requests` and `outputs`.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
+        process_name: str,
         name: str,
         endpoints: dict[str, str],
         rank: int,
         incarnation: int,
     ) -> None:
-        self.name = name
+        self.process_name, self.name = process_name, name
         self._rank, self._incarnation = rank, incarnation
         identity = engine_identity(rank, incarnation)
         self.requests = transport.connect(context, zmq.DEALER, endpoints["requests"], identity)

@@ -3,8 +3,8 @@
 import logging
 import os
 import platform
-import queue
 import time
+from collections import deque
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from engine.protocol import (
     AbortRequests,
     AddRequest,
     FinishReason,
+    Member,
     Membership,
     Phase,
     ProcessState,
@@ -69,7 +70,7 @@ class CoreProcess:
         self._rank, self._incarnation = process.rank, incarnation
         self._context = zmq.Context()
         self._frontends: dict[str, FrontendLink] = {}
-        self._memberships: queue.SimpleQueue[Membership] = queue.SimpleQueue()
+        self._newest_membership: deque[Membership] = deque(maxlen=1)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._progress = 0
@@ -78,7 +79,11 @@ class CoreProcess:
         self._poller.register(self._wake, zmq.POLLIN)
         self._began_s = time.monotonic()
         self._load_due_s = self._metrics_due_s = 0.0
-        self._idle_wait_ms = round(settings.coordinator.metrics_interval_s * 1000)
+        # An idle main loop turns often enough to show in a heartbeat, well within the silence, that
+        # it is not stuck.
+        turn_s = (settings.health.silence_s - settings.health.heartbeat_s) / 2
+        idle_wait_s = min(settings.coordinator.metrics_interval_s, turn_s)
+        self._idle_wait_ms = max(1, round(idle_wait_s * 1000))
         self._link = CoordinatorLink(
             *(coordinator_endpoint, self._hello(), settings.health.heartbeat_s),
             self._on_membership,
@@ -136,7 +141,7 @@ class CoreProcess:
         self._context.term()
 
     def _note_progress(self) -> None:
-        """Called after each layer and each step: a long step is not a stuck one."""
+        """Called after each layer, each step and each turn: a long step is not a stuck one."""
         self._progress += 1
         self._link.report(self._progress, self.num_requests)
 
@@ -188,15 +193,23 @@ class CoreProcess:
         )
 
     def _on_membership(self, membership: Membership) -> None:
-        self._memberships.put(membership)
+        """In the link's thread: the newest is all that counts, but for what fences this process."""
+        for member in membership.members:
+            is_own = (member.name, member.incarnation) == (self._process.name, self._incarnation)
+            if is_own and member.state is ProcessState.lost and not self._stopping:
+                logger.error(
+                    "the coordinator has given this process up (%s): ending", member.reason
+                )
+                self._stopping = True
+        self._newest_membership.append(membership)
         os.eventfd_write(self._wake, 1)
 
     def _receive(self, timeout_ms: int) -> None:
         ready = dict(self._poller.poll(timeout_ms))
         if self._wake in ready:
             os.eventfd_read(self._wake)
-        while not self._memberships.empty():
-            self._apply(self._memberships.get())
+        if self._newest_membership:
+            self._apply(self._newest_membership.popleft())
         for frontend in self._frontends.values():
             if frontend.requests in ready:
                 self._receive_from(frontend)
@@ -210,13 +223,12 @@ class CoreProcess:
                 continue
             num_lost = frontend.note_received(message.sequence)
             if num_lost:
-                self._core.metrics().add(LOST_MESSAGES, num_lost, (frontend.name,))
+                self._core.metrics().add(LOST_MESSAGES, num_lost, (frontend.process_name,))
             match message:
                 case AddRequest():
                     self._add(frontend, message)
-                case AbortRequests(_, request_ids):
-                    for request_id in request_ids:
-                        self._core.abort_request(frontend.name, request_id)
+                case AbortRequests():
+                    self._abort(frontend, message)
 
     def _add(self, frontend: FrontendLink, message: AddRequest) -> None:
         try:
@@ -224,6 +236,14 @@ class CoreProcess:
         except RequestRefused as problem:
             refusal = RequestOutput(message.request_id, [], FinishReason.error, 0, str(problem))
             frontend.send([refusal])
+
+    def _abort(self, frontend: FrontendLink, message: AbortRequests) -> None:
+        stopped = frozenset(message.stopped)
+        for request_id in message.request_ids:
+            reason = FinishReason.stop if request_id in stopped else FinishReason.abort
+            self._core.end_request(frontend.name, request_id, reason)
+        if not message.request_ids:  # a probe
+            frontend.send([])
 
     def _send(self, produced: list[Produced]) -> None:
         by_frontend: dict[str, list[RequestOutput]] = {}
@@ -237,26 +257,22 @@ class CoreProcess:
             self._frontends[name].send(outputs)
 
     def _apply(self, membership: Membership) -> None:
-        """Connects to new front ends, forgets gone ones; ends if this incarnation is fenced."""
-        alive = {}
-        for member in membership.members:
-            if member.state is ProcessState.lost:
-                if (member.name, member.incarnation) == (self._process.name, self._incarnation):
-                    logger.error(
-                        "the coordinator has given this process up (%s): ending", member.reason
-                    )
-                    self._stopping = True
-            elif member.role is Role.frontend:
-                alive[f"{member.name}.{member.incarnation}"] = member.endpoints
+        """Connects to new front ends, forgets gone ones."""
+        alive: dict[str, Member] = {
+            f"{member.name}.{member.incarnation}": member
+            for member in membership.members
+            if member.role is Role.frontend and member.state is not ProcessState.lost
+        }
         for name in self._frontends.keys() - alive.keys():
             frontend = self._frontends.pop(name)
             self._poller.unregister(frontend.requests)
             frontend.close()
             self._core.abort_all_of(name)
         for name in alive.keys() - self._frontends.keys():
-            endpoints = alive[name]
-            if not endpoints:  # a restarted coordinator has not heard of it yet
+            member = alive[name]
+            if not member.endpoints:  # a restarted coordinator has not heard of it yet
                 continue
-            frontend = FrontendLink(self._context, name, endpoints, self._rank, self._incarnation)
+            identity = (member.name, name, member.endpoints, self._rank, self._incarnation)
+            frontend = FrontendLink(self._context, *identity)
             self._frontends[name] = frontend
             self._poller.register(frontend.requests, zmq.POLLIN)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from engine import transport
-from engine.config import BalancerPolicy
+from engine.config import BalancerPolicy, HealthOptions
 from engine.errors import ProtocolError
 from engine.frontend import load_balancer
+from engine.frontend.engine import Engine
 from engine.frontend.errors import Overloaded, Unavailable
 from engine.frontend.generation import Generation
-from engine.frontend.in_flight import Engine, InFlight
+from engine.frontend.in_flight import InFlight
 from engine.frontend.load_balancer import Decision, Reason
 from engine.metrics import BALANCER_DECISIONS, Metrics
 from engine.protocol import (
@@ -22,6 +23,7 @@ from engine.protocol import (
     AbortRequests,
     AddRequest,
     EngineOutputs,
+    FinishReason,
     Loads,
     Member,
     ProcessState,
@@ -44,8 +46,9 @@ class EngineClient:
     Args:
         requests: Bound ROUTER to the engines.
         outputs: Bound PULL from the engines.
-        silence_s: After this, an engine that has not said that it has a request is asked, and loads
-            are forgotten when the coordinator says nothing.
+        health: After `silence_s` an engine that owes an answer and says nothing is asked, and loads
+            are forgotten when the coordinator says nothing; after `suspect_s` the requests of a
+            suspect engine fail.
         first_rank: Where taking turns begins; front ends that begin at different ranks do not meet.
 
     Attributes:
@@ -57,20 +60,21 @@ class EngineClient:
         requests: zmq.Socket[bytes],
         outputs: zmq.Socket[bytes],
         policy: BalancerPolicy,
-        silence_s: float,
+        health: HealthOptions,
         metrics: Metrics,
         first_rank: int = 0,
     ) -> None:
         self._requests = requests
         self._outputs = outputs
         self._policy = policy
-        self._silence_s = silence_s
+        self._silence_s, self._suspect_s = health.silence_s, health.suspect_s
         self._in_flight = InFlight(metrics)
         self._metrics = metrics
         self._request_ids = itertools.count()
         self._last_rank = first_rank - 1
         self._greetings: dict[Engine, asyncio.TimerHandle] = {}
         self._next_turn: asyncio.Handle | None = None
+        self._next_look: asyncio.Handle | None = None
 
     def start(self, on_reached: Callable[[], None]) -> None:
         """Listens to the engines, in the running loop.
@@ -80,25 +84,18 @@ class EngineClient:
         """
         self._on_reached = on_reached
         self._loop = asyncio.get_running_loop()
-        self.heard_s = self._loop.time()
+        self.heard_s = self._looked_s = self._loop.time()
         self._loop.add_reader(self._outputs.fileno(), self._receive)
         self._receive()  # the descriptor tells only of what comes from now on
+        self._look()
 
     def apply(self, members: Sequence[Member]) -> None:
-        """Takes over who is there; requests at engines that are gone fail at once.
-
-        The coordinator publishes at least twice a second, so this is also where lost requests are
-        looked for.
-        """
+        """Takes over who is there; requests at engines that are gone fail at once."""
         self.heard_s = self._loop.time()
         self._in_flight.apply(members)
         for engine in self._in_flight.engines.values():
             if engine.state is ProcessState.ready and (not engine.is_reachable or engine.is_full):
                 self._greet(engine)
-            elif engine.has_unheard and self._loop.time() - engine.sent_s > self._silence_s:
-                # If the last message was lost, no later one shows the gap: this one does. An engine
-                # that is only slow has nothing to do for it.
-                self._send(engine, AbortRequests(engine.next_sequence, []))
 
     def apply_loads(self, loads: Loads) -> None:
         """Takes over what every rank has to do."""
@@ -175,16 +172,31 @@ class EngineClient:
     def end(self, reason: str) -> None:
         """Fails every request; nobody is asked any more."""
         for engine in self._in_flight.engines.values():
-            self._abort(engine, self._in_flight.end(engine, reason))
+            self._in_flight.end(engine, reason)
+            self._tell_aborts(engine)
         self._in_flight.apply([])
 
     def close(self) -> None:
         """Stops listening; the sockets stay open."""
         self._loop.remove_reader(self._outputs.fileno())
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-        for timer in self._greetings.values():
-            timer.cancel()
+        for timer in (self._next_turn, self._next_look, *self._greetings.values()):
+            if timer is not None:
+                timer.cancel()
+
+    def _look(self) -> None:
+        """Finds what was lost without a trace, and who has been waited for too long."""
+        now_s = self._loop.time()
+        interval_s = min(self._silence_s, self._suspect_s) / 2
+        if now_s - self._looked_s < 2 * interval_s:  # else it slept: what came meanwhile is unread
+            is_informed = now_s - self.heard_s <= self._silence_s
+            self._in_flight.fail_overdue(now_s, self._suspect_s, is_informed)
+        self._looked_s = now_s
+        for engine in list(self._in_flight.engines.values()):
+            self._tell_aborts(engine)
+            if engine.needs_probe(now_s, self._silence_s):
+                engine.probed_s = now_s
+                self._send(engine, AbortRequests(engine.next_sequence, []))
+        self._next_look = self._loop.call_later(interval_s, self._look)
 
     def _receive(self) -> None:
         for _ in range(MAX_MESSAGES_PER_TURN):
@@ -201,27 +213,26 @@ class EngineClient:
         self._next_turn = self._loop.call_soon(self._receive)
 
     def _take(self, outputs: EngineOutputs) -> None:
+        engine = self._in_flight.engines.get(outputs.rank)
+        if engine is None:
+            return
         try:
-            failed = self._in_flight.receive(outputs)
+            self._in_flight.receive(outputs, self._loop.time())
         except Exception:  # a defect; what waits in the queue must be read all the same
             logger.exception("outputs of rank %s could not be taken", outputs.rank)
-            failed = self._in_flight.fail(
-                self._in_flight.engines[outputs.rank], "its outputs could not be taken"
-            )
-        if failed:
-            self._abort(self._in_flight.engines[outputs.rank], failed)
+            self._in_flight.fail(engine, "its outputs could not be taken")
+        self._tell_aborts(engine)
 
-    def _end(self, generation: Generation) -> None:
-        engine = self._in_flight.remove(generation)
+    def _end(self, generation: Generation, reason: FinishReason) -> None:
+        engine = self._in_flight.remove(generation, reason)
         if engine is not None:
-            self._abort(engine, [generation])
+            self._tell_aborts(engine)
 
-    def _abort(self, engine: Engine, generations: Sequence[Generation]) -> None:
-        """Tells an engine to give requests up, now or as soon as it can be told."""
-        if generations:
-            engine.unsent_aborts += [generation.request_id for generation in generations]
-            if engine.is_reachable and not engine.is_full:
-                self._send_aborts(engine)
+    def _tell_aborts(self, engine: Engine) -> None:
+        """Tells an engine which requests to give up; if it cannot be told now, it will be later."""
+        is_there = engine.is_reachable and engine.state is not ProcessState.lost
+        if engine.unsent_aborts and is_there and not engine.is_full:
+            self._send_aborts(engine)
 
     def _greet(self, engine: Engine) -> None:
         """Tries to reach an engine until it has connected, or reads again."""
@@ -234,8 +245,12 @@ class EngineClient:
 
     def _send_aborts(self, engine: Engine) -> None:
         """Sends what could not be sent before; perhaps nothing, to see whether it arrives."""
-        if self._send(engine, AbortRequests(engine.next_sequence, engine.unsent_aborts)):
-            engine.unsent_aborts = []
+        aborts = engine.unsent_aborts
+        stopped = [each for each, reason in aborts.items() if reason is FinishReason.stop]
+        message = AbortRequests(engine.next_sequence, list(aborts), stopped)
+        if self._send(engine, message) and aborts:
+            engine.sent_aborts[message.sequence] = aborts
+            engine.unsent_aborts = {}
 
     def _send(self, engine: Engine, message: AddRequest | AbortRequests) -> bool:
         try:

@@ -83,7 +83,9 @@ class Completion:
             text += self._transcript.add(output.token_ids, output.finish_reason)
             if self.finish_reason is not None:
                 self._outcome = self.finish_reason.value
-                self._generation.close()  # a stop string ends it before the engine does
+                self._generation.close(
+                    self.finish_reason
+                )  # a stop string ends it before the engine does
                 break
         return text
 

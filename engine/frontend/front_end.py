@@ -229,7 +229,10 @@ class FrontEnd:
         """Tells that the loop turns, again and again: the link's thread would live without it."""
         self._progress += 1
         self._report_count(self.admission.num_inside)
-        self._loop.call_later(self.settings.health.heartbeat_s, self._report_progress)
+        health = self.settings.health
+        # so often that it shows in a heartbeat well within the silence
+        turn_s = min(health.heartbeat_s, (health.silence_s - health.heartbeat_s) / 2)
+        self._loop.call_later(turn_s, self._report_progress)
 
     def _report_count(self, num_requests: int) -> None:
         self.link.report(self._progress, num_requests)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from engine.frontend.errors import ApiError
 from engine.frontend.load_balancer import work_of
-from engine.protocol import AddRequest, RequestOutput
+from engine.protocol import AddRequest, FinishReason, RequestOutput
 
 
 class Generation:
@@ -39,7 +39,7 @@ class Generation:
         self,
         rank: int,
         request: AddRequest,
-        on_close: Callable[["Generation"], None],
+        on_close: Callable[["Generation", FinishReason], None],
         sent_s: float,
     ) -> None:
         self.rank = rank
@@ -69,9 +69,13 @@ class Generation:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def close(self) -> None:
-        """Nobody reads any more: what has not finished is aborted. May be called again."""
-        self._on_close(self)
+    def close(self, reason: FinishReason = FinishReason.abort) -> None:
+        """Nobody reads any more: the engine gives up what has not finished. May be called again.
+
+        Args:
+            reason: What the engine shall count it as.
+        """
+        self._on_close(self, reason)
 
     def deliver(self, output: RequestOutput) -> None:
         self._num_output_tokens += len(output.token_ids)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
+from engine.frontend.engine import Engine
 from engine.frontend.errors import ApiError, Draining, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.load_balancer import RankWork
@@ -22,64 +23,10 @@ from engine.protocol import (
     Member,
     ProcessState,
     RequestOutput,
-    engine_identity,
 )
 from engine.wording import counted
 
 logger = logging.getLogger(__name__)
-
-
-class Engine:
-    """What a front end knows of one engine process.
-
-    Attributes:
-        reason: Why it is suspect or lost.
-        is_reachable: It is connected.
-        is_full: Its queue took no more.
-        unsent_aborts: Requests that it shall give up, and that it could not be told of.
-        next_sequence: Number of the next message to it.
-        sent_s: When the last message to it was sent.
-        acknowledged: Number of the last message that it says it has.
-        expected: Number of the next outputs from it.
-        work: What it has to do; `own` is the sum over its generations.
-        report_s: When it reported its load; what was sent later is not in there.
-    """
-
-    def __init__(self, rank: int, incarnation: int) -> None:
-        self.rank = rank
-        self.incarnation = incarnation
-        self.identity = engine_identity(rank, incarnation)
-        self.state = ProcessState.starting
-        self.reason = ""
-        self.is_reachable = False
-        self.is_full = False
-        self.unsent_aborts: list[int] = []
-        self.next_sequence = 0
-        self.sent_s = 0.0
-        self.acknowledged = -1
-        self.expected = 0
-        self.work = RankWork(rank)
-        self.report_s = -math.inf
-        self.generations: dict[int, Generation] = {}
-
-    @property
-    def takes_work(self) -> bool:
-        return self.state is ProcessState.ready and self.is_reachable and not self.is_full
-
-    def is_unreported(self, generation: Generation) -> bool:
-        return generation.sent_s > self.report_s
-
-    def change_work(self, generation: Generation, change: int) -> None:
-        """Notes that a generation makes more or less work than before."""
-        self.work.own += change
-        if generation.sent_s > self.report_s:
-            self.work.unreported += change
-
-    @property
-    def has_unheard(self) -> bool:
-        """Whether there are requests that it has not said it has."""
-        generations = self.generations.values()
-        return any(generation.sequence > self.acknowledged for generation in generations)
 
 
 class InFlight:
@@ -144,7 +91,7 @@ class InFlight:
         self,
         engine: Engine,
         request: AddRequest,
-        on_close: Callable[[Generation], None],
+        on_close: Callable[[Generation, FinishReason], None],
         now_s: float,
     ) -> Generation:
         """Notes a request that was sent to an engine."""
@@ -153,64 +100,72 @@ class InFlight:
         engine.change_work(generation, generation.work)
         return generation
 
-    def remove(self, generation: Generation) -> Engine | None:
-        """Forgets a request; the engine that still works on it, or None."""
+    def remove(self, generation: Generation, reason: FinishReason) -> Engine | None:
+        """Forgets a request; the engine that still works on it and shall give it up, or None."""
         engine = self.engines.get(generation.rank)
         if engine is None or engine.generations.get(generation.request_id) is not generation:
             return None
         _drop(engine, generation)
+        engine.abort(generation.request_id, reason)
         return engine
 
-    def receive(self, outputs: EngineOutputs) -> list[Generation]:
-        """Hands a step's outputs to their requests.
-
-        Returns:
-            Requests that have failed although the engine may still work on them.
-        """
+    def receive(self, outputs: EngineOutputs, now_s: float) -> None:
+        """Hands a step's outputs to their requests; notes what the engine shall give up."""
         engine = self.engines.get(outputs.rank)
         if engine is None or engine.incarnation != outputs.incarnation:
-            return []  # late words of an engine that is no more
+            return  # late words of an engine that is no more
+        engine.heard_s = now_s
         expected, engine.expected = engine.expected, outputs.sequence + 1
-        engine.acknowledged = outputs.acknowledged
+        engine.acknowledge(outputs.acknowledged, outputs.lost)
         if outputs.sequence != expected:
             num_lost = outputs.sequence - expected
             self._metrics.add(LOST_MESSAGES, num_lost, (f"engine-{engine.rank}",))
             problem = f"outputs {expected} to {outputs.sequence - 1} were lost"
             logger.error("engine %s.%s: %s", engine.rank, engine.incarnation, problem)
-            return self.fail(engine, problem)
+            self.fail(engine, problem)
+            return
         if outputs.lost is not None:
             self._fail_unheard(engine, *outputs.lost)
         for output in outputs.outputs:
             generation = engine.generations.get(output.request_id)
-            if generation is not None:  # else it was aborted meanwhile
+            if generation is not None:
                 _deliver(engine, generation, output)
-        return []
+            elif output.finish_reason is None:  # nobody wants it: it does not know, or not yet
+                engine.abort(output.request_id, FinishReason.abort)
 
-    def fail(self, engine: Engine, reason: str) -> list[Generation]:
-        """Fails all requests of an engine.
-
-        Returns:
-            The requests.
-        """
+    def fail(self, engine: Engine, reason: str) -> None:
+        """Fails all requests of an engine, which shall give them up."""
         failed = list(engine.generations.values())
         for generation in failed:
             _fail(engine, generation, reason)
+            engine.abort(generation.request_id, FinishReason.abort)
         if failed:
             requests = counted(len(failed), "request")
             logger.warning("failed %s of rank %s: %s", requests, engine.rank, reason)
-        return failed
 
-    def end(self, engine: Engine, reason: str) -> list[Generation]:
-        """Fails all requests of an engine because this process ends.
+    def fail_overdue(self, now_s: float, suspect_s: float, is_informed: bool = True) -> None:
+        """Fails the requests of engines that have been silent and not known to be well for so long.
 
-        Returns:
-            The requests.
+        To be called often: it also notes which engines are well, ready and connected.
+
+        Args:
+            is_informed: The coordinator speaks; else what it said last is not believed.
         """
-        failed = list(engine.generations.values())
-        for generation in failed:
+        for engine in self.engines.values():
+            if is_informed and engine.state is ProcessState.ready and engine.is_reachable:
+                engine.trusted_s = now_s
+            if engine.is_overdue(now_s, suspect_s):
+                reason = engine.reason or "not connected to this front end"
+                if not engine.reason and engine.is_reachable:
+                    reason = "silent, and so is the coordinator"
+                self.fail(engine, f"{reason}; given up after health.suspect_s ({suspect_s:g} s)")
+
+    def end(self, engine: Engine, reason: str) -> None:
+        """Fails all requests of an engine, which shall give them up, because this process ends."""
+        for generation in list(engine.generations.values()):
             message = f"This server ends before the answer was complete: {reason}."
             _fail_with(engine, generation, Draining(message, code="draining"))
-        return failed
+            engine.abort(generation.request_id, FinishReason.abort)
 
     def _fail_unheard(self, engine: Engine, first: int, last: int) -> None:
         logger.error(

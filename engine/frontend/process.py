@@ -59,7 +59,7 @@ def run(
             requests,
             outputs,
             settings.balancer.policy,
-            settings.health.silence_s,
+            settings.health,
             metrics,
             first_rank=_first_rank(process, settings),
         )

@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from rich.console import Console
 
 from engine.wording import counted
+from launcher.control import SOCKET_NAME, Stage
+from launcher.control_server import Control
 from launcher.deployment import Deployment
 from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
 from launcher.executors.base import Executor
 from launcher.plan import DeploymentPlan
+from launcher.run_directory import RunDirectory
 
 Check = Callable[[Executor, Callable[[str], None]], None]
 """Looks at a deployment that is ready, in a thread, and tells what it has seen."""
@@ -54,6 +57,9 @@ class Serving:
         self._deployment = Deployment(plan, self._executor, self._tell)
         self._signals = Signals()
         self._taken_signals: asyncio.Queue[int] = asyncio.Queue()
+        self._is_told_to_end = False
+        path = RunDirectory(plan.name).path / SOCKET_NAME
+        self._control = Control(path, plan, self._deployment, self._executor, self._take_stop)
 
     async def run(self, start_deadline_s: float) -> int:
         loop = asyncio.get_running_loop()
@@ -61,17 +67,19 @@ class Serving:
             loop.add_signal_handler(number, self._take_signal, number)
         try:
             self._executor.reserve()
-            how = "ended: failed"  # unless it is known better
-            try:
-                await self._start(start_deadline_s)
-                await self._until_end()
-                how = "ended"
-            except Interrupted:
-                how = "ended: interrupted"
-                raise
-            finally:
-                await self._stop()
-                self._say(how)
+            async with self._control:
+                how = "ended: failed"  # unless it is known better
+                try:
+                    await self._start(start_deadline_s)
+                    await self._until_end()
+                    how = "ended"
+                except Interrupted:
+                    how = "ended: interrupted"
+                    raise
+                finally:
+                    self._control.stage = Stage.ending
+                    await self._stop()
+                    self._say(how)
         finally:
             self._executor.release(keep_logs=self._deployment.failure is not None)
         return 0
@@ -79,8 +87,10 @@ class Serving:
     async def _start(self, deadline_s: float) -> None:
         number = await self._unless_signal(self._deployment.start(deadline_s))
         if number is not None:
+            self._control.stage = Stage.ending
             await self._deployment.kill()
             raise Interrupted(number)
+        self._control.stage = Stage.serving
         elapsed_s = time.monotonic() - self._began
         self._say(
             f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
@@ -98,11 +108,14 @@ class Serving:
         except LauncherError as problem:
             failure = problem
             self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
+        self._control.stage = Stage.draining
         limit_s = self._plan.settings.drain_s
         self._say(f"draining, at most {limit_s:g} s ({forces})")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
-            self._say(f"forced: {counted(self._deployment.num_in_flight, 'request')} cut off")
+            self._control.stage = Stage.ending
+            self._control.num_cut_off = self._deployment.num_requests
+            self._say(f"forced: {counted(self._control.num_cut_off, 'request')} cut off")
             await self._deployment.kill()
             raise Interrupted(number)
         failure = failure or self._deployment.failure
@@ -132,6 +145,7 @@ class Serving:
         except LauncherError as problem:
             self._say(str(problem).splitlines()[0])
             return
+        self._control.num_cut_off = left
         if left:
             cut_off = counted(left, "request")
             self._say(f"drain limit passed (drain_s={limit_s:g}): {cut_off} cut off")
@@ -161,7 +175,15 @@ class Serving:
 
     def _take_signal(self, number: int) -> None:
         if self._signals.counts(number, time.monotonic()):
+            self._is_told_to_end = True
             self._taken_signals.put_nowait(number)
+
+    def _take_stop(self, force: bool) -> None:
+        """Does what the first Ctrl-C does unless all ends already, or what a second one does."""
+        ends = self._is_told_to_end or self._control.stage not in (Stage.starting, Stage.serving)
+        self._is_told_to_end = True
+        for _ in range(2 if force else 1 - ends):  # what is one too many stays in the queue
+            self._taken_signals.put_nowait(signal.SIGINT)
 
     def _tell(self, process: str, news: str) -> None:
         elapsed_s = time.monotonic() - self._began

@@ -1,5 +1,6 @@
 """A process's link to the coordinator, with the real coordinator in a thread."""
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from engine.metrics import MetricValue
 from engine.protocol import (
     ENCODER,
     ApplyPlan,
+    LoadReport,
     Loads,
     Member,
     Membership,
@@ -80,6 +82,11 @@ class Linked:
         with self._changed:
             self._told.append(message)
             self._changed.notify_all()
+
+    @property
+    def told(self) -> list[Published]:
+        with self._changed:
+            return list(self._told)
 
     def forget(self) -> None:
         with self._changed:
@@ -188,9 +195,40 @@ def test_loads_reach_front_ends_newest_first_and_with_their_age(endpoint: str, l
             return next((each for each in ranks if each.num_running == 100), None)
 
         assert linked.wait_for(last).age_s < DEADLINE_S
-        engine.link.report_load(load(7, incarnation=2))  # none that is known
-        engine.link.report_load(load(8))
-        assert 7 not in linked.wait_for(lambda message: _running(message, 8))
+    finally:
+        engine.link.close()
+
+
+def test_the_load_of_an_incarnation_that_is_not_known_is_ignored(endpoint: str, linked: Linked):
+    engine = Linked(endpoint, ENGINE)
+    try:
+        engine.link.report_load(load(5))
+        linked.wait_for(lambda message: _running(message, 5))
+        engine.link.send(LoadReport("engine-0", load(7, incarnation=2)))
+        engine.link.enter_phase(Phase.loading_weights)
+        linked.wait(lambda member: member.phase is Phase.loading_weights, "engine-0")
+        epoch = max(filter(None, map(_epoch, linked.told)))  # the coordinator has had both
+
+        def later(message: Published) -> set[int] | None:
+            return (
+                _running(message, 5)
+                if isinstance(message, Loads) and message.epoch >= epoch
+                else None
+            )
+
+        assert linked.wait_for(later) == {5}
+    finally:
+        engine.link.close()
+
+
+def test_heartbeats_confirm_a_load_only_while_it_is_found_unchanged(endpoint: str, linked: Linked):
+    engine = Linked(endpoint, ENGINE)
+    try:
+        engine.link.report_load(load(5))
+        stale = linked.wait_for(lambda message: _age(message, above=2 * SILENCE_S))
+        linked.forget()
+        engine.link.report_load(load(5))
+        assert linked.wait_for(lambda message: _age(message, below=stale)) < stale
     finally:
         engine.link.close()
 
@@ -280,6 +318,12 @@ def _running(message: Published, num_running: int) -> set[int] | None:
     """How many requests the ranks run, if one runs so many."""
     found = {each.num_running for each in message.ranks} if isinstance(message, Loads) else set()
     return found if num_running in found else None
+
+
+def _age(message: Published, above: float = -1.0, below: float = math.inf) -> float | None:
+    """Age of the one load that is told, if it is between these."""
+    ages = [each.age_s for each in message.ranks] if isinstance(message, Loads) else []
+    return ages[0] if ages and above < ages[0] < below else None
 
 
 def _names(message: Published) -> set[str] | None:

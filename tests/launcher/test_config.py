@@ -14,7 +14,7 @@ from launcher.config import (
     Strategy,
     TopologyKind,
 )
-from launcher.config_checks import check, without_effect
+from launcher.config_checks import check, not_read, without_effect
 from launcher.config_options import Catalogue, read_defaults, read_groups
 from launcher.errors import Refused
 from launcher.not_yet import not_yet
@@ -325,3 +325,26 @@ def test_options_of_placement_that_nothing_reads_are_named():
     assert without_effect(config) == ["backend.address=a:1 has no effect with cluster=emulated"]
     assert without_effect(composed("action=plan", "topology=split", "ports=40000-40009")) == []
     assert without_effect(composed("action=plan", "plan.format=json")) == []
+
+
+@pytest.mark.parametrize("action", [Action.status, Action.stop])
+def test_what_asks_a_running_deployment_needs_no_config_that_could_run(action: Action):
+    check(composed(f"action={action.name}", "topology=split", "dp=2", "tp=2", "model=path"))
+    with pytest.raises(Refused, match="name must be lower-case"):
+        check(composed(f"action={action.name}", "name=../x"))
+
+
+def test_options_that_nobody_reads_of_a_running_deployment_are_named():
+    config = composed("status.format=json", "stop.force=true")
+    assert without_effect(config) == [
+        "status.format=json has no effect without action=status",
+        "stop.force=true has no effect without action=stop",
+    ]
+    typed = ["action=stop", "name=x", "stop.force=true", "hydra.verbose=true"]
+    assert not_read(Action.stop, typed) == []
+    typed = ["+ci=mp_tiny", "status.format=json", "name=x", "model.path=/name", "~head"]
+    assert not_read(Action.stop, typed) == [
+        "status.format=json has no effect with action=stop",
+        "model.path=/name has no effect with action=stop",
+        "~head has no effect with action=stop",
+    ]

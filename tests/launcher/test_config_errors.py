@@ -83,7 +83,11 @@ MISTAKES = [
         "engine.device must be one of auto, cuda, cpu: gpu",
         "engine.device=cuda",
     ),
-    ("action=bench", "action must be one of serve, plan, smoke: bench", "action=serve"),
+    (
+        "action=bench",
+        "action must be one of serve, plan, smoke, status, stop: bench",
+        "action=serve",
+    ),
     (
         "cluster.path=x",
         "cluster.path is no option of cluster=auto: cluster.path=x",

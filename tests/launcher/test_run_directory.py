@@ -1,8 +1,10 @@
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ from engine.config import ProcessSpec, Role
 from engine.coordinator.process import Coordinator, remove_if_abandoned, run
 from engine.lifeline import Lifeline
 from launcher.errors import Refused
-from launcher.run_directory import RunDirectory
+from launcher.run_directory import Holder, RunDirectory, running_names
 from tests.engine.settings import dummy_settings
 
 
@@ -47,6 +49,32 @@ def test_a_name_can_be_taken_once(directory: RunDirectory):
     with pytest.raises(Refused, match=f"name is in use .*: one .launcher pid {os.getpid()}.") as e:
         RunDirectory("one").acquire()
     assert e.value.hint.startswith("name=one-2")
+
+
+def test_whoever_looks_whether_it_is_held_does_not_take_the_name_away(
+    directory: RunDirectory, monkeypatch
+):
+    directory.path.mkdir(parents=True, mode=0o700)
+    glance = os.open(directory.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(glance, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(glance))  # over when it is tried again
+    directory.acquire()
+    assert running_names() == ["one"]
+
+
+def test_who_runs_is_found_until_it_ends(directory: RunDirectory):
+    assert Holder.find("one") is None
+    assert running_names() == []
+    directory.acquire()
+    holder = Holder.find("one")
+    assert holder is not None
+    assert holder.pid == str(os.getpid())
+    assert running_names() == ["one"]
+    directory.remove(keep_logs=True)
+    assert not holder.is_there()
+    holder.close()
+    assert Holder.find("one") is None
+    assert running_names() == []
 
 
 def test_what_a_killed_deployment_left_is_cleared(directory: RunDirectory):

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,32 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
     assert took_s < 1.5
     assert "engine-1 is suspect: silent for 1" in log
     assert "engine-1 is ready again" in log
+
+
+def test_the_requests_of_a_rank_that_stays_stopped_fail_and_are_aborted_when_it_is_back(runtime):
+    overrides = (*DUMMY, "model.step_s=0.05", "health.suspect_s=0.5")
+    body = {"model": "dummy", "messages": [{"role": "user", "content": "Hi"}], "ignore_eos": True}
+    with (
+        serving(*overrides, runtime_directory=runtime) as (launcher, client),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url = str(client.base_url)
+
+        def num_requests() -> int:
+            members = ask(url, "/plan").get("actual", ())
+            return next((m["num_requests"] for m in members if m["name"] == "engine-1"), 0)
+
+        pinned = {"X-Data-Parallel-Rank": "1"}
+        answer = pool.submit(client.post, "/v1/chat/completions", json=body, headers=pinned)
+        until(num_requests)
+        launcher.children()["engine-1"].suspend()
+        response = answer.result(DEADLINE_S)
+        launcher.children()["engine-1"].resume()
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "rank_failed"
+        assert "Rank 1 failed: silent for" in response.json()["error"]["message"]
+        launcher.wait_for("engine-1 +ready again")
+        until(lambda: not num_requests())
 
 
 def test_a_rank_whose_step_hangs_is_suspect_until_it_moves_and_finishes_its_request(runtime):

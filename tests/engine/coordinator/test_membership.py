@@ -63,8 +63,20 @@ def test_a_silent_rank_becomes_suspect_and_comes_back(registry):
     registry.tick(1.1)
     [member] = registry.members(1.1)
     assert (member.state, member.reason) == (ProcessState.suspect, "silent for 1.1 s")
-    registry.heartbeat(Heartbeat("engine-0", 1), 1.2)
+    registry.heartbeat(Heartbeat("engine-0", 1, 1), 1.2)
     assert state(registry) is ProcessState.ready
+
+
+def test_the_reason_tells_how_long_it_has_been_and_makes_no_new_epoch(registry):
+    ready(registry)
+    for now in (0.4, 0.8, 1.1):
+        registry.tick(now)
+    epoch = registry.epoch
+    for now in (1.5, 1.9, 2.3):
+        registry.tick(now)
+    membership = registry.membership(2.3)
+    assert [member.reason for member in membership.members] == ["silent for 2.3 s"]
+    assert membership.epoch == epoch
 
 
 def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
@@ -84,12 +96,42 @@ def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
     assert state(registry) is ProcessState.ready
 
 
-def test_an_idle_rank_needs_no_steps(registry):
+def test_an_idle_rank_has_to_look_for_work(registry):
     ready(registry)
-    for now in (0.9, 1.8, 2.7):
-        registry.heartbeat(Heartbeat("engine-0", 1, 7, 0), now)
+    for progress, now in enumerate((0.4, 0.8, 1.2, 1.6), start=1):
+        registry.heartbeat(Heartbeat("engine-0", 1, progress, 0), now)
         registry.tick(now)
     assert state(registry) is ProcessState.ready
+    for now in (2.0, 2.4, 2.7):
+        registry.heartbeat(Heartbeat("engine-0", 1, 4, 0), now)
+        registry.tick(now)
+    [member] = registry.members(2.7)
+    assert member.state is ProcessState.suspect
+    assert member.reason == "has no work but is stuck for 1.1 s"
+    registry.heartbeat(Heartbeat("engine-0", 1, 5, 0), 2.8)
+    assert state(registry) is ProcessState.ready
+
+
+def test_a_front_end_whose_event_loop_is_stuck_is_suspect_until_it_turns(registry):
+    ready(registry, name="frontend-0", rank=None, role=Role.frontend)
+    for progress, now in enumerate((0.4, 0.8, 1.2, 1.6), start=1):
+        registry.heartbeat(Heartbeat("frontend-0", 1, progress, 3), now)
+        registry.tick(now)
+    assert state(registry, "frontend-0") is ProcessState.ready
+    for now in (2.0, 2.4, 2.7):
+        registry.heartbeat(Heartbeat("frontend-0", 1, 4, 3), now)
+        registry.tick(now)
+    assert state(registry, "frontend-0") is ProcessState.suspect
+    registry.heartbeat(Heartbeat("frontend-0", 1, 5, 3), 2.8)
+    assert state(registry, "frontend-0") is ProcessState.ready
+
+
+def test_a_coordinator_has_no_progress_to_tell(registry):
+    ready(registry, name="coordinator", rank=None, role=Role.coordinator)
+    for now in (0.4, 0.8, 1.2, 1.6):
+        registry.heartbeat(Heartbeat("coordinator", 1), now)
+        registry.tick(now)
+    assert state(registry, "coordinator") is ProcessState.ready
 
 
 def test_a_starting_process_may_be_silent(registry):

@@ -57,7 +57,7 @@ def test_requests_tokens_and_the_prefix_cache_are_counted():
             core.step()
     add(core, 2, 5, 9)
     core.step()
-    core.abort_request("frontend-0.1", 2)
+    core.end_request("frontend-0.1", 2, FinishReason.abort)
     values = values_of(core)
     assert values["prompt_tokens"].value == 45
     assert values["generation_tokens"].value == 9
@@ -70,6 +70,18 @@ def test_requests_tokens_and_the_prefix_cache_are_counted():
     assert sum(values["request_queue_time_seconds"].counts) == 3
     assert sum(values["e2e_request_latency_seconds"].counts) == 2
     assert values["num_requests_running"].value == 0
+
+
+def test_a_request_that_a_stop_string_ended_counts_as_stopped():
+    core = make_core()
+    add(core, 0, 20, 9)
+    core.step()
+    core.end_request("frontend-0.1", 0, FinishReason.stop)
+    core.end_request("frontend-0.1", 0, FinishReason.abort)  # once
+    values = values_of(core)
+    assert values["request_success.stop"].value == 1
+    assert "request_success.abort" not in values
+    assert sum(values["e2e_request_latency_seconds"].counts) == 1
 
 
 def test_refusals_are_counted_by_reason():
@@ -94,12 +106,12 @@ def test_each_request_is_logged_under_the_clients_id(caplog):
         add(core, 8, 3, 99)
         core.step()
         core.step()
-        core.abort_request("frontend-0.1", 8)
+        core.end_request("frontend-0.1", 8, FinishReason.abort)
     assert caplog.messages == [
         "request from-a-client: 1 prompt tokens",
         "request frontend-0.1/8: 3 prompt tokens",
         "request from-a-client: length, 2 tokens",
-        "request frontend-0.1/8: aborted",
+        "request frontend-0.1/8: abort, 2 tokens",
     ]
 
 

@@ -1,25 +1,33 @@
 """An engine core's process over real sockets: with the real coordinator, the test as front end."""
 
+import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import zmq
 
 from engine import transport
-from engine.config import ProcessSpec, Role, Settings, WorkerSpec
+from engine.config import CoordinatorOptions, ProcessSpec, Role, Settings, WorkerSpec
 from engine.coordinator.process import Coordinator
 from engine.core.process import CoreProcess
 from engine.link import CoordinatorLink
+from engine.metrics import LOST_MESSAGES, REQUEST_SUCCESS, Metric
+from engine.model.dummy_runner import DummyRunner
+from engine.model.runner import Runner
 from engine.protocol import (
     ENGINE_OUTPUTS,
     AbortRequests,
     AddRequest,
     EngineOutputs,
     FinishReason,
+    Member,
     Membership,
+    MetricsSnapshot,
+    Phase,
     ProcessExited,
     ProcessState,
     Register,
@@ -59,7 +67,8 @@ class FrontEnd:
         self.is_connected = False
         self.changed = threading.Condition()
         self.membership: Membership | None = None
-        self.link = CoordinatorLink(endpoint, hello, 0.05, self._take)
+        self.counted: set[tuple[str, tuple[str, ...], float]] = set()
+        self.link = CoordinatorLink(endpoint, hello, 0.05, self._take, on_metrics=self._count)
         self.link.start()
         self.next_sequence = 0
 
@@ -67,6 +76,22 @@ class FrontEnd:
         with self.changed:
             self.membership = membership
             self.changed.notify_all()
+
+    def _count(self, snapshot: MetricsSnapshot) -> None:
+        values = [value for report in snapshot.processes for value in report.values]
+        with self.changed:
+            self.counted.update((value.name, value.labels, value.value) for value in values)
+            self.changed.notify_all()
+
+    def wait_for_count(self, metric: Metric, label: str, value: float) -> None:
+        """Waits until the engine has reported this."""
+        key = (metric.name, (label,), value)
+        with self.changed:
+            is_told = self.changed.wait_for(lambda: key in self.counted, DEADLINE_MS / 1000)
+            assert is_told, self.counted
+
+    def wait_for_engine(self, holds: Callable[[Member], bool]) -> None:
+        self.wait(lambda m: any(each.name == "engine-0" and holds(each) for each in m.members))
 
     def wait(self, holds: Callable[[Membership], bool]) -> Membership:
         with self.changed:
@@ -99,12 +124,17 @@ class FrontEnd:
 
 
 class Running:
-    """Coordinator and engine core in threads of the test's process."""
+    """Coordinator and engine core in threads of the test's process.
 
-    def __init__(self, settings: Settings, endpoint: str) -> None:
+    Attributes:
+        may_turn: The engine core's main loop begins when this is set.
+    """
+
+    def __init__(self, settings: Settings, endpoint: str, core: type[CoreProcess]) -> None:
         head = ProcessSpec(name="coordinator", role=Role.coordinator, node="head")
+        self.may_turn = threading.Event()
         self.coordinator = Coordinator(head, settings, endpoint, 1)
-        self.core = CoreProcess(ENGINE, settings, endpoint, 1)
+        self.core = core(ENGINE, settings, endpoint, 1)
         self.frontend = FrontEnd(endpoint)
         self.threads = [
             threading.Thread(target=self.coordinator.main_loop),
@@ -115,9 +145,11 @@ class Running:
 
     def _run_core(self) -> None:
         self.core.start_up()
+        assert self.may_turn.wait(DEADLINE_MS / 1000)
         self.core.main_loop()
 
     def close(self) -> None:
+        self.may_turn.set()
         self.core.stop()
         self.threads[1].join(10)
         self.core.shut_down()
@@ -127,15 +159,26 @@ class Running:
         self.coordinator.close()
 
 
-@pytest.fixture
-def running() -> Iterator[Running]:
+@contextmanager
+def started(core: type[CoreProcess] = CoreProcess) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="fl") as directory:
-        settings = dummy_settings(max_model_len=MAX_LEN, cache={"num_blocks": MAX_LEN // 16 + 1})
-        made = Running(settings, f"ipc://{directory}/coordinator")
+        settings = dummy_settings(
+            max_model_len=MAX_LEN,
+            cache={"num_blocks": MAX_LEN // 16 + 1},
+            coordinator=CoordinatorOptions(metrics_interval_s=0.05),
+        )
+        made = Running(settings, f"ipc://{directory}/coordinator", core)
         try:
             yield made
         finally:
             made.close()
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    with started() as made:
+        made.may_turn.set()
+        yield made
 
 
 def add(request_id: int, num_tokens: int, prompt: list[int] | None = None):
@@ -159,6 +202,15 @@ def test_a_gap_in_the_numbers_is_told_at_once(running: Running):
     told = running.frontend.receive()
     assert told.lost == (1, 2)
     assert running.frontend.receive().outputs[0].request_id == 3
+    running.frontend.wait_for_count(LOST_MESSAGES, "frontend-0", 2)
+
+
+def test_a_probe_is_answered_so_that_lost_outputs_show(running: Running):
+    running.frontend.send(lambda sequence: AbortRequests(sequence, []))
+    assert running.frontend.receive() == EngineOutputs(0, 1, 0, 0, [])
+    running.frontend.send(lambda sequence: AbortRequests(sequence, []), skip=1)
+    assert running.frontend.receive() == EngineOutputs(0, 1, 1, 2, [], lost=(1, 1))
+    assert running.frontend.receive() == EngineOutputs(0, 1, 2, 2, [])
 
 
 def test_an_aborted_request_gives_no_more_outputs(running: Running):
@@ -171,6 +223,14 @@ def test_an_aborted_request_gives_no_more_outputs(running: Running):
     running.frontend.send(add(2, 1))
     later = running.frontend.receive().outputs
     assert [each.request_id for each in outputs + later] == [1, 2]
+
+
+def test_requests_that_a_stop_string_ended_are_counted_apart(running: Running):
+    for request_id in range(3):
+        running.frontend.send(add(request_id, MAX_LEN - 100))
+    running.frontend.send(lambda sequence: AbortRequests(sequence, [0, 1, 2], stopped=[0, 2]))
+    running.frontend.wait_for_count(REQUEST_SUCCESS, "stop", 2)
+    running.frontend.wait_for_count(REQUEST_SUCCESS, "abort", 1)
 
 
 @pytest.mark.parametrize("prompt", [[-1], [100_000], [5] * MAX_LEN])
@@ -192,25 +252,56 @@ def test_a_message_that_makes_no_sense_is_ignored(running: Running):
 
 
 def test_an_incarnation_that_is_given_up_ends(running: Running):
-    ready = ProcessState.ready
-    running.frontend.wait(
-        lambda m: any(e.name == "engine-0" and e.state is ready for e in m.members)
-    )
+    running.frontend.wait_for_engine(lambda engine: engine.state is ProcessState.ready)
     running.frontend.link.send(ProcessExited("engine-0", 1, "fenced"))
     running.threads[1].join(10)
     assert not running.threads[1].is_alive()
 
 
-def test_requests_of_a_front_end_that_is_lost_are_forgotten(running: Running):
-    def has(num_requests: int) -> Callable[[Membership], bool]:
-        return lambda m: any(
-            e.name == "engine-0" and e.num_requests == num_requests for e in m.members
-        )
+class FencedWhileLoading(CoreProcess):
+    """Its weights take until the coordinator gives it up."""
 
+    def _make_runner(self) -> Runner:
+        given_up = threading.Event()
+        handler = logging.Handler()
+        handler.emit = lambda record: given_up.set()  # type: ignore[method-assign]
+        logging.getLogger("engine.core.process").addHandler(handler)
+
+        class Slow(DummyRunner):
+            def load_weights(self) -> None:
+                assert given_up.wait(DEADLINE_MS / 1000)
+                logging.getLogger("engine.core.process").removeHandler(handler)
+
+            def allocate_cache(self) -> None:
+                raise AssertionError("it was given up before")
+
+        return Slow()
+
+
+def test_an_incarnation_that_is_given_up_while_it_starts_ends():
+    with started(FencedWhileLoading) as running:
+        running.may_turn.set()
+        running.frontend.wait_for_engine(lambda engine: engine.phase is Phase.loading_weights)
+        running.frontend.link.send(ProcessExited("engine-0", 1, "fenced"))
+        running.threads[1].join(10)
+        assert not running.threads[1].is_alive()
+
+
+def test_a_main_loop_that_is_stuck_without_work_is_suspect_until_it_turns():
+    with started() as running:
+        suspect, ready = ProcessState.suspect, ProcessState.ready
+        running.frontend.wait_for_engine(
+            lambda engine: engine.state is suspect and "no work but is stuck" in engine.reason
+        )
+        running.may_turn.set()
+        running.frontend.wait_for_engine(lambda engine: engine.state is ready)
+
+
+def test_requests_of_a_front_end_that_is_lost_are_forgotten(running: Running):
     running.frontend.send(add(0, MAX_LEN - 100))
-    running.frontend.wait(has(1))
+    running.frontend.wait_for_engine(lambda engine: engine.num_requests == 1)
     running.frontend.link.send(ProcessExited("frontend-0", 1, "gone"))
-    running.frontend.wait(has(0))
+    running.frontend.wait_for_engine(lambda engine: engine.num_requests == 0)
 
 
 def test_the_plan_is_asked_for_and_answered(running: Running):

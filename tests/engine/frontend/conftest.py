@@ -123,6 +123,7 @@ def started(
     model_directory: Path,
     dp: int = 1,
     silence_s: float = DEADLINE_S,
+    suspect_s: float = 10 * DEADLINE_S,
     prepare: Callable[[FakeDeployment], None] = lambda deployment: None,
     policy: BalancerPolicy = BalancerPolicy.least_loaded,
     max_requests: int = 4096,
@@ -132,7 +133,7 @@ def started(
     Args:
         prepare: Changes the deployment before the front end starts.
     """
-    health = HealthOptions(silence_s=silence_s, stop_s=10.0)
+    health = HealthOptions(silence_s=silence_s, suspect_s=suspect_s, stop_s=10.0)
     settings = make_settings(
         model_directory,
         dp=dp,

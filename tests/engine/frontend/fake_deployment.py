@@ -65,6 +65,8 @@ class FakeEngine:
     """Connects to front ends when it learns of them."""
     num_sent: int = 0
     last_received: int = -1
+    is_deaf_to: Callable[[AddRequest | AbortRequests], bool] | None = None
+    """The next such message never arrives."""
     requests: "zmq.Socket[bytes] | None" = None
     outputs: "zmq.Socket[bytes] | None" = None
 
@@ -92,6 +94,8 @@ class Seen:
     """With the rank."""
     aborted: list[tuple[int, int]] = field(default_factory=list)
     """Rank and request id."""
+    stopped: list[int] = field(default_factory=list)
+    """Request ids among them that a stop string ended."""
     phases: list[Phase] = field(default_factory=list)
     drained: list[Drained] = field(default_factory=list)
     frontend: Register | None = None
@@ -195,6 +199,14 @@ class FakeDeployment:
     def lose_outputs(self, rank: int) -> None:
         """The rank sends a message that never arrives."""
         self._do(lambda: setattr(self.engines[rank], "num_sent", self.engines[rank].num_sent + 1))
+
+    def lose(self, rank: int, kind: type[AddRequest | AbortRequests]) -> None:
+        """The next message of this kind to the rank, but for probes, never arrives."""
+
+        def is_it(message: AddRequest | AbortRequests) -> bool:
+            return isinstance(message, kind) and not _is_probe(message)
+
+        self._do(lambda: setattr(self.engines[rank], "is_deaf_to", is_it))
 
     def tell_lost(self, rank: int, first: int, last: int) -> None:
         self._do(lambda: self._send(self.engines[rank], [], lost=(first, last)))
@@ -313,15 +325,22 @@ class FakeDeployment:
     def _work(self, engine: FakeEngine) -> None:
         assert engine.requests is not None
         message = TO_ENGINE.decode(engine.requests.recv())
-        assert message.sequence == engine.last_received + 1
-        engine.last_received = message.sequence
+        if engine.is_deaf_to is not None and engine.is_deaf_to(message):
+            engine.is_deaf_to = None
+            return
+        expected, engine.last_received = engine.last_received + 1, message.sequence
+        if message.sequence != expected:
+            self._send(engine, [], lost=(expected, message.sequence - 1))
         match message:
             case AddRequest():
                 self._note(lambda seen: seen.added.append((engine.rank, message)))
                 if self.answer is not None:
                     self._answer(engine, message, self.answer)
-            case AbortRequests(_, request_ids):
+            case AbortRequests(_, request_ids, stopped):
+                if _is_probe(message):
+                    self._send(engine, [])
                 aborted = [(engine.rank, request_id) for request_id in request_ids]
+                self._note(lambda seen: seen.stopped.extend(stopped))
                 self._note(lambda seen: seen.aborted.extend(aborted))
 
     def _answer(self, engine: FakeEngine, request: AddRequest, text: bytes) -> None:
@@ -354,6 +373,10 @@ class FakeDeployment:
         with self._changed:
             change(self._seen)
             self._changed.notify_all()
+
+
+def _is_probe(message: AddRequest | AbortRequests) -> bool:
+    return isinstance(message, AbortRequests) and not message.request_ids
 
 
 class FakeLifeline:

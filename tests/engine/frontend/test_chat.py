@@ -193,6 +193,7 @@ def test_a_stop_string_aborts_the_request_in_the_engine(start: Start):
         deployment.output(rank, request.request_id, b" stop it")
         assert text_of(events(response.iter_lines())) == "one"
     assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
+    assert deployment.wait(lambda seen: seen.stopped) == [request.request_id]  # not given up
 
 
 def test_text_is_sent_as_it_is_made(start: Start):

@@ -3,93 +3,25 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.config import Role
-from engine.frontend.errors import ApiError, EngineFailed, Unavailable
-from engine.frontend.generation import Generation
-from engine.frontend.in_flight import InFlight
+from engine.frontend.errors import EngineFailed, Unavailable
 from engine.frontend.load_balancer import work_of
-from engine.metrics import LOST_MESSAGES, Metrics
+from engine.metrics import LOST_MESSAGES
 from engine.protocol import (
-    AddRequest,
     EngineOutputs,
     FinishReason,
     Loads,
-    Member,
-    Phase,
-    ProcessState,
-    RankLoad,
     RequestOutput,
 )
-from engine.sampling import SamplingParams
-
-READY, LOST, SUSPECT = ProcessState.ready, ProcessState.lost, ProcessState.suspect
-
-
-def member(
-    rank: int, incarnation: int = 0, state: ProcessState = READY, reason: str = ""
-) -> Member:
-    return Member(
-        name=f"engine-{rank}",
-        role=Role.engine,
-        rank=rank,
-        incarnation=incarnation,
-        node="head",
-        pid=1,
-        devices=[],
-        state=state,
-        phase=Phase.ready,
-        since_s=0.0,
-        reason=reason,
-    )
-
-
-def load(
-    rank: int,
-    *,
-    incarnation: int = 0,
-    waiting_tokens: int = 0,
-    output_tokens: int = 0,
-    step_s: float = 0.0,
-    age_s: float = 0.0,
-) -> RankLoad:
-    return RankLoad(rank, incarnation, 0, 0, waiting_tokens, output_tokens, 0.0, step_s, age_s)
-
-
-def outputs(
-    rank: int,
-    sequence: int,
-    *tokens: tuple[int, int],
-    incarnation: int = 0,
-    lost: tuple[int, int] | None = None,
-) -> EngineOutputs:
-    """One token for each (request id, token)."""
-    produced = [RequestOutput(request_id, [token]) for request_id, token in tokens]
-    return EngineOutputs(rank, incarnation, sequence, -1, produced, lost)
-
-
-class Table:
-    """Ranks 0 and 1, both reachable, with helpers to tell a story."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics(Role.frontend)
-        self.in_flight = InFlight(self.metrics)
-        self.in_flight.apply([member(0), member(1)])
-        for engine in self.in_flight.engines.values():
-            self.in_flight.set_reachable(engine, is_reachable=True, is_full=False)
-        self.closed: list[Generation] = []
-
-    def add(
-        self, rank: int, request_id: int, num_prompt_tokens: int = 4, now_s: float = 0.0
-    ) -> Generation:
-        engine = self.in_flight.engines[rank]
-        prompt, sampling = [0] * num_prompt_tokens, SamplingParams(max_tokens=10)
-        request = AddRequest(engine.next_sequence, request_id, prompt, sampling)
-        engine.next_sequence += 1
-        return self.in_flight.add(engine, request, self.closed.append, now_s)
-
-    @property
-    def work(self) -> dict[int, int]:
-        return {each.rank: each.own for each in self.in_flight.candidates()}
+from tests.engine.frontend.in_flight_table import (
+    LOST,
+    SUSPECT,
+    Table,
+    load,
+    member,
+    outputs,
+    problem_of,
+    tokens_of,
+)
 
 
 @pytest.fixture
@@ -97,21 +29,11 @@ def table() -> Table:
     return Table()
 
 
-async def problem_of(generation: Generation) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        await generation.take()
-    return caught.value
-
-
-async def tokens_of(generation: Generation) -> list[int]:
-    return [token for output in await generation.take() for token in output.token_ids]
-
-
 async def test_outputs_reach_their_requests(table: Table):
     one, two = table.add(0, 1), table.add(1, 2)
-    assert table.in_flight.receive(outputs(0, 0, (1, 65))) == []
-    assert table.in_flight.receive(outputs(0, 1, (1, 66))) == []
-    assert table.in_flight.receive(outputs(1, 0, (2, 67))) == []
+    table.receive(outputs(0, 0, (1, 65)))
+    table.receive(outputs(0, 1, (1, 66)))
+    table.receive(outputs(1, 0, (2, 67)))
     assert await tokens_of(one) == [65, 66]  # all that came since
     assert await tokens_of(two) == [67]
 
@@ -122,7 +44,7 @@ async def test_a_lost_rank_fails_its_requests_only(table: Table):
     problem = await problem_of(one)
     assert isinstance(problem, Unavailable)
     assert problem.message == "Rank 0 failed: killed by signal 9"
-    table.in_flight.receive(outputs(1, 0, (2, 67)))
+    table.receive(outputs(1, 0, (2, 67)))
     assert await tokens_of(two) == [67]
     assert table.work == {1: two.work}
 
@@ -146,63 +68,66 @@ async def test_a_new_incarnation_begins_its_numbers_anew(table: Table):
     table.in_flight.apply([member(0, incarnation=1), member(1)])
     one = table.add(0, 2)
     assert one.sequence == 0
-    table.in_flight.receive(outputs(0, 0, (2, 65), incarnation=1))
+    table.receive(outputs(0, 0, (2, 65), incarnation=1))
     assert await tokens_of(one) == [65]
 
 
 async def test_late_words_of_an_old_incarnation_are_ignored(table: Table):
     table.in_flight.apply([member(0, incarnation=1), member(1)])
     one = table.add(0, 1)
-    assert table.in_flight.receive(outputs(0, 7, (1, 66), incarnation=0)) == []
-    table.in_flight.receive(outputs(0, 0, (1, 65), incarnation=1))
+    table.receive(outputs(0, 7, (1, 66), incarnation=0))
+    table.receive(outputs(0, 0, (1, 65), incarnation=1))
     assert await tokens_of(one) == [65]
 
 
 async def test_a_gap_in_the_outputs_fails_all_requests_of_the_rank(table: Table):
     one, two, other = table.add(0, 1), table.add(0, 2), table.add(1, 3)
-    table.in_flight.receive(outputs(0, 0, (1, 65)))
-    assert table.in_flight.receive(outputs(0, 3, (2, 66))) == [one, two]
+    table.receive(outputs(0, 0, (1, 65)))
+    table.receive(outputs(0, 3, (2, 66)))
+    assert table.aborts(0) == [1, 2]
     assert (await problem_of(one)).message == "Rank 0 failed: outputs 1 to 2 were lost"
     assert isinstance(await problem_of(two), Unavailable)
     assert table.work == {0: 0, 1: other.work}
     lost = [each for each in table.metrics.values() if each.name == LOST_MESSAGES.name]
     assert [(each.labels, each.value) for each in lost] == [(("engine-0",), 2)]
     later = table.add(0, 4)  # goes on from there
-    table.in_flight.receive(outputs(0, 4, (4, 67)))
+    table.receive(outputs(0, 4, (4, 67)))
     assert await tokens_of(later) == [67]
 
 
 async def test_requests_that_never_arrived_fail(table: Table):
     first, second, third = table.add(0, 1), table.add(0, 2), table.add(0, 3)
-    table.in_flight.receive(outputs(0, 0, (1, 65), lost=(1, 1)))
+    table.receive(outputs(0, 0, (1, 65), lost=(1, 1)))
     assert await tokens_of(first) == [65]
     assert (await problem_of(second)).message == "Rank 0 failed: the request never arrived there"
-    table.in_flight.receive(outputs(0, 1, (3, 66)))
+    table.receive(outputs(0, 1, (3, 66)))
     assert await tokens_of(third) == [66]
 
 
 async def test_an_error_of_the_engine_is_told(table: Table):
     one = table.add(0, 1)
     failed = RequestOutput(1, [], FinishReason.error, 0, "out of blocks")
-    table.in_flight.receive(EngineOutputs(0, 0, 0, -1, [failed]))
+    table.receive(EngineOutputs(0, 0, 0, -1, [failed]))
     problem = await problem_of(one)
     assert isinstance(problem, EngineFailed)
     assert problem.message == "out of blocks"
-    assert table.in_flight.remove(one) is None
+    assert table.remove(one) is None
 
 
 async def test_a_request_that_the_engine_gives_up_fails(table: Table):
     one = table.add(0, 1)
     given_up = RequestOutput(1, [], FinishReason.abort)
-    table.in_flight.receive(EngineOutputs(0, 0, 0, -1, [given_up]))
+    table.receive(EngineOutputs(0, 0, 0, -1, [given_up]))
     assert isinstance(await problem_of(one), Unavailable)
 
 
 async def test_a_request_is_removed_once(table: Table):
     one = table.add(0, 1)
-    assert table.in_flight.remove(one) is table.in_flight.engines[0]
-    assert table.in_flight.remove(one) is None
-    table.in_flight.receive(outputs(0, 0, (1, 65)))  # what the engine sent meanwhile
+    assert table.remove(one) is table.in_flight.engines[0]
+    assert table.remove(one) is None
+    assert table.aborts(0) == [1]
+    table.receive(outputs(0, 0, (1, 65)))  # what the engine sent meanwhile
+    assert table.aborts(0) == []
 
 
 def test_only_ready_and_reachable_ranks_get_work(table: Table):
@@ -218,7 +143,7 @@ def test_only_ready_and_reachable_ranks_get_work(table: Table):
 async def test_a_suspect_rank_goes_on_with_what_it_has(table: Table):
     one = table.add(0, 1)
     table.in_flight.apply([member(0, state=SUSPECT), member(1)])
-    table.in_flight.receive(outputs(0, 0, (1, 65)))
+    table.receive(outputs(0, 0, (1, 65)))
     assert await tokens_of(one) == [65]
 
 
@@ -231,7 +156,7 @@ async def test_the_load_of_a_rank_is_its_report_and_what_was_sent_since(table: T
     loads = Loads(1, [load(0, waiting_tokens=900, output_tokens=30, age_s=0.5)])
     table.in_flight.apply_loads(loads, now_s=2.0)
     assert work.estimate == 930 + second.work
-    table.in_flight.receive(outputs(0, 0, (2, 65)))  # its prompt is through
+    table.receive(outputs(0, 0, (2, 65)))  # its prompt is through
     assert second.work == 9
     assert work.estimate == 930 + 9
     table.in_flight.apply_loads(Loads(1, [load(0, output_tokens=3)]), now_s=3.0)
@@ -290,9 +215,9 @@ def _one_step(
 ) -> None:
     engine = table.in_flight.engines[0]
     if chance() < 0.1:
-        table.in_flight.remove(engine.generations[request_id])
+        table.remove(engine.generations[request_id])
         return
     produced[request_id] += 1
     is_last = produced[request_id] == 10 or chance() < 0.1
     output = RequestOutput(request_id, [65], FinishReason.length if is_last else None)
-    table.in_flight.receive(EngineOutputs(0, 0, engine.expected, -1, [output]))
+    table.receive(EngineOutputs(0, 0, engine.expected, -1, [output]))

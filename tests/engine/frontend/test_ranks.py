@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.frontend import in_flight
-from engine.protocol import FinishReason, Phase, ProcessState
+from engine.protocol import AbortRequests, AddRequest, FinishReason, Phase, ProcessState
 from tests.engine.frontend.chat_request import BODY, CHAT, STREAM, end_of, error_of
 from tests.engine.frontend.conftest import Post, RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment
@@ -114,7 +114,7 @@ def test_a_gap_in_the_outputs_fails_the_ranks_requests_and_aborts_them(
     deployment.output(rank, request.request_id, b"a")
     deployment.lose_outputs(rank)
     deployment.output(rank, request.request_id, b"c")
-    assert "outputs 1 to 1 were lost" in end_of(stream.result(DEADLINE_S))["message"]
+    assert "outputs 2 to 2 were lost" in end_of(stream.result(DEADLINE_S))["message"]
     assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
 
 
@@ -127,19 +127,60 @@ def test_a_request_that_never_arrived_fails(post: Post, deployment: FakeDeployme
     assert results == [200, 503]
 
 
-def test_an_engine_that_does_not_acknowledge_a_request_is_asked(start: Start):
+@pytest.fixture
+def watchful(start: Start) -> RunningFrontEnd:
+    """A front end with one rank, which it soon asks when it is silent."""
+    front_end = start(silence_s=0.05)
+    front_end.deployment.answer = None
+    front_end.wait_until_ready()
+    return front_end
+
+
+def test_a_lost_request_is_found_although_nothing_follows_it(watchful: RunningFrontEnd):
+    watchful.deployment.lose(0, AddRequest)
+    answer = watchful.http.post(CHAT, json=BODY)
+    assert "never arrived" in error_of(answer)["message"]
+
+
+def test_lost_outputs_are_found_although_nothing_follows_them(watchful: RunningFrontEnd):
     with ThreadPoolExecutor(1) as pool:
-        front_end = start(silence_s=0.01)
-        deployment = front_end.deployment
-        deployment.answer = None
-        front_end.wait_until_ready()
-        answer = pool.submit(front_end.http.post, CHAT, json=BODY)
-        _, request = deployment.wait_for_request()
-        while deployment.engines[0].last_received <= request.sequence:
-            deployment.publish()
-            front_end.http.get("/health")
-        deployment.tell_lost(0, request.sequence, request.sequence)
-        assert "never arrived" in error_of(answer.result(DEADLINE_S))["message"]
+        answer = pool.submit(watchful.http.post, CHAT, json=BODY)
+        rank, request = watchful.deployment.wait_for_request()
+        watchful.deployment.lose_outputs(rank)
+        assert "were lost" in error_of(answer.result(DEADLINE_S))["message"]
+        aborted = watchful.deployment.wait(lambda seen: seen.aborted)
+        assert aborted == [(rank, request.request_id)]
+
+
+def test_a_lost_abort_is_sent_again(watchful: RunningFrontEnd):
+    deployment = watchful.deployment
+    with watchful.http.stream("POST", CHAT, json=STREAM):
+        rank, request = deployment.wait_for_request()
+        deployment.lose(rank, AbortRequests)
+    assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
+
+
+@pytest.mark.parametrize("body", [BODY, STREAM])
+def test_a_rank_that_stays_suspect_fails_its_requests(start: Start, body):
+    front_end = start(suspect_s=0.3)
+    deployment = front_end.deployment
+    deployment.answer = None
+    front_end.wait_until_ready()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(front_end.http.post, CHAT, json=body)
+        rank, request = deployment.wait_for_request()
+        deployment.set_rank(rank, ProcessState.suspect, "silent for 1.2 s")
+        response = answer.result(DEADLINE_S)
+    error = error_of(response) if body is BODY else end_of(response)
+    assert error["message"] == (
+        "Rank 0 failed: silent for 1.2 s; given up after health.suspect_s (0.3 s)"
+    )
+    assert error["code"] == "rank_failed"
+    assert deployment.wait(lambda seen: seen.aborted) == [(rank, request.request_id)]
+    deployment.set_rank(rank, ProcessState.ready)
+    front_end.wait_for_readiness(lambda ready: ready["ready"])
+    deployment.answer = b"back again"
+    assert front_end.http.post(CHAT, json=BODY).status_code == 200
 
 
 def test_outputs_that_cannot_be_taken_hide_no_others(

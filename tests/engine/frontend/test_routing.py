@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from engine import transport
-from engine.config import BalancerPolicy, Role
+from engine.config import BalancerPolicy, HealthOptions, Role
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Overloaded
 from engine.frontend.generation import Generation
@@ -31,7 +31,7 @@ from engine.protocol import (
 from engine.sampling import SamplingParams
 from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S
-from tests.engine.frontend.test_in_flight import member
+from tests.engine.frontend.in_flight_table import member
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODIES: dict[str, dict[str, Any]] = {
@@ -186,7 +186,8 @@ def sockets(
 async def test_an_engine_whose_queue_is_full_is_named_and_misses_nothing(sockets):
     requests, outputs, engine = sockets
     client = EngineClient(
-        requests, outputs, BalancerPolicy.least_loaded, DEADLINE_S, Metrics(Role.frontend)
+        *(requests, outputs, BalancerPolicy.least_loaded),
+        *(HealthOptions(silence_s=DEADLINE_S), Metrics(Role.frontend)),
     )
     reached = asyncio.Event()
     client.start(reached.set)
