@@ -43,8 +43,8 @@ class Registry:
     After `silence_s` it is settled without those that have not: they are suspect.
 
     Args:
-        silence_s: A process is suspect after so long without a heartbeat, or without progress of its
-            main loop.
+        silence_s: A process is suspect after so long without a heartbeat, or without progress of
+            its main loop.
         incarnation: Of the coordinator.
     """
 

@@ -197,10 +197,10 @@ class CoreProcess:
         for member in membership.members:
             is_own = (member.name, member.incarnation) == (self._process.name, self._incarnation)
             if is_own and member.state is ProcessState.lost and not self._stopping:
+                self._stopping = True
                 logger.error(
                     "the coordinator has given this process up (%s): ending", member.reason
                 )
-                self._stopping = True
         self._newest_membership.append(membership)
         os.eventfd_write(self._wake, 1)
 
