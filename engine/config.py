@@ -7,7 +7,7 @@ every `auto` is decided there.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -109,7 +109,8 @@ class EngineOptions:
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
     seed: int | None = option(None, ge=0)
-    """From which a front end draws seeds for the requests that bring none; null: at random."""
+    """From which each front end draws seeds of its own for the requests that bring none; null: at
+    random."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -202,8 +203,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     bundle: int
     """Index of its bundle in the group."""
     devices: tuple[int, ...]
-    """GPU ids on its node; empty on CPUs."""
+    """GPU ids on its node; empty on CPUs, and on Ray, which gives them only when it starts."""
+    num_gpus: int = 0
     num_threads: int
+
+
+class Found(NamedTuple):
+    """Where a process is, if others than the launcher have placed it."""
+
+    node: str
+    devices: list[int]
+    """GPU ids on its node."""
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,9 +11,10 @@ import msgspec
 import setproctitle
 
 from engine import logs
-from engine.config import ProcessSpec, Role, Settings
+from engine.config import Found, ProcessSpec, Role, Settings
 from engine.errors import EngineError
-from engine.lifeline import Lifeline
+from engine.lifeline import Ending, Lifeline
+from engine.transport import Keys
 
 logger = logging.getLogger("engine.entrypoint")  # its own name is __main__
 
@@ -29,6 +30,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     listen_fds: tuple[int, ...] = ()
     """Listening sockets that a front end inherits."""
+    keys: Keys | None = None
+    """Of the deployment, if it has processes on other machines."""
+    ports: tuple[int, ...] = ()
+    """TCP ports on which coordinator and front ends listen for other machines."""
     run_directory: str | None = None
     """For the coordinator: what to remove if the launcher vanishes."""
 
@@ -50,17 +55,32 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
         case Role.coordinator:
             from engine.coordinator import process as coordinator
 
-            coordinator.run(*told, launch.run_directory)
+            coordinator.run(*told, launch.run_directory, launch.keys, launch.ports)
         case Role.frontend:
             from engine.frontend import process as frontend
 
-            frontend.run(*told, launch.listen_fds)
+            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports)
         case Role.engine:
-            from engine.core import process as core
-
-            core.run(*told)
+            run_engine(launch, lifeline)
         case _ as never:
             assert_never(never)
+
+
+def run_engine(launch: Launch, ending: Ending, found: Found | None = None) -> None:
+    """Is an engine core until it is told to end, in a process of whoever calls.
+
+    Args:
+        found: Where that process is, unless it is where it was planned.
+
+    Raises:
+        EngineError: It cannot go on; the message says why.
+    """
+    from engine.core import process as core
+
+    core.run(
+        *(launch.process, launch.settings, launch.coordinator_endpoint, launch.incarnation),
+        *(ending, found, launch.keys),
+    )
 
 
 def main() -> int:
@@ -69,7 +89,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
-    _allow_many_connections()
+    allow_many_connections()
     lifeline = Lifeline(int(sys.argv[1]))
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)
@@ -92,7 +112,7 @@ def main() -> int:
     return 0
 
 
-def _allow_many_connections() -> None:
+def allow_many_connections() -> None:
     """Two to each process of the other kind; shells often allow 1024 open files."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, MAX_OPEN_FILES)), most))

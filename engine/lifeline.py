@@ -4,10 +4,19 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 _LENGTH = struct.Struct("!Q")
 FAREWELL = b"\n"
 """What a launcher that lives writes before it closes its end."""
+
+
+class Ending(Protocol):
+    """Where a process learns that it is to end."""
+
+    def watch(self, on_end: Callable[[], None], grace_s: float) -> None:
+        """Calls `on_end` then; a process that is still there `grace_s` later is ended."""
+        ...
 
 
 class Lifeline:

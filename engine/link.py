@@ -66,6 +66,7 @@ class CoordinatorLink:
             process does not want them.
         on_metrics: The same for metrics.
         pace: How often reports are sent.
+        keys: The deployment's, if the coordinator may be on another machine.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class CoordinatorLink:
         on_loads: Callable[[Loads], None] | None = None,
         on_metrics: Callable[[MetricsSnapshot], None] | None = None,
         pace: CoordinatorOptions = DEFAULT_PACE,
+        keys: transport.Keys | None = None,
     ) -> None:
-        self._endpoint = endpoint
+        self._endpoint, self._keys = endpoint, keys
         self._hello = hello
         self._heartbeat_s = heartbeat_s
         self._on_membership, self._on_loads, self._on_metrics = on_membership, on_loads, on_metrics
@@ -159,12 +161,11 @@ class CoordinatorLink:
                 os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        with zmq.Context() as context:
+        with transport.Context(self._keys) as context:
             dealer = transport.connect(context, zmq.DEALER, self._endpoint)
-            published = context.socket(zmq.SUB)
+            published = transport.client(context, zmq.SUB, self._endpoint)
             for topic in self._topics():
                 published.setsockopt(zmq.SUBSCRIBE, topic)
-            published.setsockopt(zmq.LINGER, 0)
             dealer.setsockopt(zmq.LINGER, 100)
             poller = zmq.Poller()
             for source in (dealer, published, self._wake):

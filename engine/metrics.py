@@ -18,7 +18,7 @@ from engine.config import Role
 PREFIX = "flotilla:"
 
 
-class MetricValue(msgspec.Struct, frozen=True, array_like=True):
+class MetricValue(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One metric with one set of label values."""
 
     name: str
@@ -220,7 +220,10 @@ STEP_TIME = _histogram(_E, "step_seconds", "Duration of a step.", _STEP_S)
 
 _F = Role.frontend
 HTTP_REQUESTS = _counter(
-    _F, "http_requests", "HTTP requests answered, by route and status.", "route", "status"
+    _F,
+    "http_requests",
+    "HTTP requests answered, by route, status, and error of a stream that failed after its status.",
+    *("route", "status", "error_type"),
 )
 HTTP_IN_FLIGHT = _gauge(_F, "http_requests_in_flight", "POST requests being answered.")
 HTTP_DISCONNECTS = _counter(

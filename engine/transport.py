@@ -3,10 +3,14 @@
 A socket never waits for ever: sends do not block (a full queue or a vanished peer is an error for
 the caller), closing drops what was not sent, and messages over `MAX_MESSAGE_BYTES` are refused by
 libzmq.
+
+Between machines (`tcp://`) everything is encrypted with CURVE, and only who has the deployment's
+keys is heard. All its processes share one pair: the public key is told to nobody else, and without
+it the first message of CURVE's handshake cannot be made (https://rfc.zeromq.org/spec/26/).
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -25,12 +29,38 @@ MAX_BACKLOG = 4096
 Source: the kernel's own limit, net.core.somaxconn."""
 
 
+class Keys(NamedTuple):
+    """CURVE keys, in Z85. Both are secrets: never in a plan, a log or a command line."""
+
+    public: bytes
+    secret: bytes
+
+    @classmethod
+    def make(cls) -> "Keys":
+        """A new pair."""
+        return cls(*zmq.curve_keypair())
+
+
+class Context(zmq.Context[zmq.Socket[bytes]]):
+    """A ZMQ context with the keys that its sockets use between machines."""
+
+    keys: ClassVar[Keys | None] = None
+
+    def __init__(self, keys: Keys | None = None) -> None:
+        super().__init__()
+        object.__setattr__(self, "keys", keys)
+
+
 def bind(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str
 ) -> tuple[zmq.Socket[bytes], str]:
     """A bound socket of the kind (`zmq.ROUTER`, ...) and the endpoint that others connect to."""
     socket = _configure(context.socket(kind), kind)
     socket.setsockopt(zmq.BACKLOG, MAX_BACKLOG)
+    keys = _keys(context, endpoint)
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.bind(endpoint)
     return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -39,19 +69,39 @@ def connect(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, identity: bytes = b""
 ) -> zmq.Socket[bytes]:
     """A socket of the kind (`zmq.DEALER`, ...) connected to the endpoint."""
-    socket = _configure(context.socket(kind), kind)
+    socket = client(context, kind, endpoint)
     if identity:
         socket.setsockopt(zmq.IDENTITY, identity)
     socket.connect(endpoint)
     return socket
 
 
-def sibling_endpoint(endpoint: str, name: str) -> str:
-    """An endpoint to bind beside another: in its directory (ipc), any port of its host (tcp)."""
+def client(context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -> zmq.Socket[bytes]:
+    """A socket that can be connected to the endpoint, and to others of its scheme."""
+    socket = _configure(context.socket(kind), kind)
+    keys = _keys(context, endpoint)
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    return socket
+
+
+def sibling_endpoint(endpoint: str, name: str, port: int | None = None) -> str:
+    """An endpoint to bind beside another: in its directory (ipc), on a port of its host (tcp).
+
+    Args:
+        port: None: any free one.
+    """
     scheme, _, address = endpoint.partition("://")
     if scheme == "ipc":
         return f"ipc://{Path(address).with_name(name)}"
-    return f"tcp://{address.rpartition(':')[0]}:*"
+    return f"tcp://{address.rpartition(':')[0]}:{'*' if port is None else port}"
+
+
+def _keys(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> Keys | None:
+    keys: Keys | None = getattr(context, "keys", None)
+    return keys if endpoint.startswith("tcp://") else None
 
 
 def send(socket: zmq.Socket[bytes], message: Message, *route: bytes) -> None:

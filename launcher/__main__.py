@@ -5,9 +5,10 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, NoReturn, assert_never
+from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
@@ -16,10 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import __version__
+from launcher.cluster import Cluster
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
+
+if TYPE_CHECKING:
+    from launcher.executors.ray.session import Session
+    from launcher.resolve import Resolved
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
 """Set, Hydra raises its errors instead of printing them."""
@@ -157,10 +163,11 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
             case Action.plan | Action.serve | Action.smoke as action:
-                plan = make(config)
-                shown = action is Action.plan  # with the plan, its own warnings too
-                warn((*without_effect(config), *(() if shown else plan.warnings)))
-                return carry_out(action, plan, config)
+                with resolved(config) as found:
+                    plan = make(config, found)
+                    shown = action is Action.plan  # with the plan, its own warnings too
+                    warn((*without_effect(config), *(() if shown else plan.warnings)))
+                    return carry_out(action, plan, config, found.session)
             case _ as never:
                 assert_never(never)
     except LauncherError as error:
@@ -174,28 +181,62 @@ def warn(lines: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {line}\n")
 
 
-def make(config: LaunchConfig) -> DeploymentPlan:
-    """The plan of a valid config. What this needs is imported here: `--cfg job` starts faster."""
-    from launcher.planner import make_plan
+@contextmanager
+def resolved(config: LaunchConfig) -> Iterator["Resolved"]:
+    """What there is. What this needs is imported here: `--cfg job` starts faster."""
     from launcher.resolve import resolve
 
-    resolved = resolve(config)
-    return make_plan(
-        replace(config, model=resolved.model),
-        resolved.facts,
-        resolved.cluster,
-        model_name=resolved.model_name,
-        passed_environment=resolved.passed_environment,
-    )
+    found = resolve(config)
+    try:
+        yield found
+    finally:
+        if found.session is not None:
+            found.session.close()
+
+
+def make(config: LaunchConfig, found: "Resolved") -> DeploymentPlan:
+    """The plan of a valid config; a cluster that can grow is asked for what lacks.
+
+    Raises:
+        Refused: It cannot be placed.
+        StartFailed: The cluster did not grow in time.
+    """
+    from launcher.planner import make_plan
+    from launcher.shortage import MustGrow
+
+    def plan(cluster: Cluster) -> DeploymentPlan:
+        return make_plan(
+            replace(config, model=found.model),
+            found.facts,
+            cluster,
+            model_name=found.model_name,
+            passed_environment=found.passed_environment,
+        )
+
+    try:
+        return plan(found.cluster)
+    except MustGrow as shortage:
+        if config.action is Action.plan or found.session is None:
+            raise
+        from launcher.growing import plan_when_grown
+
+        return plan_when_grown(config, shortage, found.session, plan)
 
 
 def carry_out(
     action: Literal[Action.plan, Action.serve, Action.smoke],
     plan: DeploymentPlan,
     config: LaunchConfig,
+    session: "Session | None",
 ) -> int:
-    """Does it. Whatever carries a plan out sees the plan and the backend's deadline only."""
-    deadline_s = config.backend.start_deadline_s
+    """Does it. Whatever carries a plan out sees the plan and its means only."""
+    from launcher.executors.base import Means
+
+    means = Means(
+        start_deadline_s=config.backend.start_deadline_s,
+        group_deadline_s=getattr(config.backend, "group_deadline_s", 60.0),
+        session=session,
+    )
     match action:
         case Action.plan:
             from launcher.actions.plan import show_plan
@@ -204,11 +245,11 @@ def carry_out(
         case Action.serve:
             from launcher.actions.serve import serve
 
-            return serve(plan, deadline_s)
+            return serve(plan, means)
         case Action.smoke:
             from launcher.actions.smoke import smoke
 
-            return smoke(plan, deadline_s)
+            return smoke(plan, means)
         case _ as never:
             assert_never(never)
 

@@ -89,6 +89,8 @@ class RayOptions(BackendOptions):
     """Of a running Ray cluster, host:port; null: RAY_ADDRESS, else one found on this machine."""
     group_deadline_s: float = option(60.0, gt=0, le=86400)
     """Seconds until every placement group must stand, on a cluster that has the room."""
+    grows: bool | None = None
+    """Whether the cluster adds nodes when asked; null: as its autoscaler says."""
     grow_deadline_s: float = option(600.0, gt=0, le=86400)
     """Seconds that a cluster gets to add the nodes that it was asked for."""
 

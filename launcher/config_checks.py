@@ -24,7 +24,6 @@ from launcher.config import (
     TopologyKind,
 )
 from launcher.config_errors import Problem, refusal
-from launcher.not_yet import not_yet
 from launcher.ports import EPHEMERAL, MOST, num_ports_needed, parse_ports
 from launcher.sizes import parse_bytes
 
@@ -125,7 +124,6 @@ def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
     yield from _backend(config)
     yield from _ranks_on_head(config)
     yield from _ports(config)
-    yield from not_yet(config)
     yield from _batch_and_cache(config)
     if config.tp > 1 and config.action is not Action.plan:
         message = f"tp must be 1 with action={config.action.name}, more can only be planned yet"

@@ -164,6 +164,11 @@ class Deployment:
         """Ends every process at once."""
         await self._stop(_FORCED_STOP_S)
 
+    async def kill_late(self) -> None:
+        """Ends at once the processes for which `stop` waits."""
+        for name in self._executor.alive():
+            await self._executor.kill(name)
+
     async def _stop(self, grace_s: float) -> None:
         if self._ending_hung is not None:
             self._ending_hung.cancel()
@@ -205,6 +210,7 @@ class Deployment:
             self._plan.settings.health.heartbeat_s,
             on_membership,
             on_loads=on_loads,
+            keys=self._executor.keys,
         )
         self._link.start()
 

@@ -57,6 +57,7 @@ def processes(
             bundle=index,
             # The ids that other work holds are taken to be the lowest.
             devices=(node.gpus - node.free_gpus + before,) if gives_ids else (),
+            num_gpus=need.gpus_per_worker,
             num_threads=num_threads[node.id],
         )
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,8 +16,10 @@ from engine.model.facts import ModelFacts
 from launcher.addresses import with_head_address
 from launcher.cluster import Cluster, ClusterKind
 from launcher.config import (
+    Action,
     AutoClusterOptions,
     EmulatedClusterOptions,
+    ExistingClusterOptions,
     FileClusterOptions,
     LaunchConfig,
     RayOptions,
@@ -25,6 +28,9 @@ from launcher.emulation import emulated_cluster
 from launcher.errors import Refused
 from launcher.inventory import read_inventory
 from launcher.this_machine import is_address_of_this_machine, local_cluster
+
+if TYPE_CHECKING:
+    from launcher.executors.ray.session import Session
 
 PASSED_PREFIXES = ("HF_", "NCCL_")
 PASSED_NAMES = {
@@ -47,6 +53,8 @@ class Resolved:
     """As in the config, but a model of the hub has the commit that `facts` are of."""
     model_name: str
     cluster: Cluster
+    session: "Session | None"
+    """Connected to `cluster`, if that is Ray's and runs. Whoever has it closes it."""
     passed_environment: tuple[str, ...]
 
 
@@ -54,9 +62,20 @@ def resolve(config: LaunchConfig) -> Resolved:
     """Finds the machines, then the model: that may be fetched or made first.
 
     Raises:
-        Refused: The inventory, the head's address or the model is not what it should be.
+        Refused: The inventory, the cluster, the head's address or the model is not what it should
+            be.
     """
-    cluster = find_cluster(config)
+    session = find_session(config, os.environ)
+    try:
+        return _resolve(config, session)
+    except BaseException:
+        if session is not None:
+            session.close()
+        raise
+
+
+def _resolve(config: LaunchConfig, session: "Session | None") -> Resolved:
+    cluster = find_cluster(config, session)
     try:
         directory = model_directory(config.model, _progress)
         facts = read_facts(directory)
@@ -68,13 +87,52 @@ def resolve(config: LaunchConfig) -> Resolved:
         model=pinned(config.model, directory),
         model_name=model_name,
         cluster=cluster,
+        session=session,
         passed_environment=passed_environment(os.environ),
     )
 
 
-def find_cluster(config: LaunchConfig) -> Cluster:
-    """The machines of an inventory, this one, or the nodes that it would be said to be."""
+def find_session(config: LaunchConfig, environment: Mapping[str, str]) -> "Session | None":
+    """A connection to the Ray cluster that the config is for, if that runs already.
+
+    Raises:
+        Refused: It must run and does not, or does not answer.
+    """
+    backend, cluster = config.backend, config.cluster
+    if not isinstance(backend, RayOptions):
+        return None
+    if not isinstance(cluster, AutoClusterOptions | ExistingClusterOptions):
+        return None
+    from launcher.executors.ray.session import Session, running_cluster
+
+    address = running_cluster(backend.address, environment)
+    if address is None:
+        if isinstance(cluster, ExistingClusterOptions):
+            raise Refused(
+                "no Ray cluster runs on this machine, and RAY_ADDRESS names none: cluster=existing",
+                "ray start --head, backend.address=HOST:PORT, or cluster=emulated",
+            )
+        if config.action is not Action.plan:
+            _progress("no Ray cluster is running: nodes are emulated on this machine")
+        return None
+    session = Session(address)
+    try:
+        session.connect()
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def find_cluster(config: LaunchConfig, session: "Session | None" = None) -> Cluster:
+    """The machines of a Ray cluster or an inventory, this one, or what it would be said to be.
+
+    Args:
+        session: Connected to the cluster, if one runs.
+    """
     match config.cluster:
+        case _ if session is not None and isinstance(config.backend, RayOptions):
+            cluster = session.discover(local_cluster(), config.backend.grows)
         case FileClusterOptions(path=str(path)):
             cluster = _from_file(path)
         case EmulatedClusterOptions() as options:

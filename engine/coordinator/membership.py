@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from engine import __version__
 from engine.config import ProcessSpec, Role
 from engine.protocol import (
     LAUNCHER,
@@ -179,12 +180,20 @@ class Registry:
             if spec is None:
                 found.append(f"{name} registered, but is not in the plan")
                 continue
+            hello = process.hello
             devices = [device for worker in spec.workers for device in worker.devices]
+            num_devices = sum(worker.num_gpus for worker in spec.workers)
             for word, planned, actual in (
-                ("role", spec.role.value, process.hello.role.value),
-                ("rank", spec.rank, process.hello.rank),
-                ("node", spec.node, process.hello.node),
-                ("devices", devices, process.hello.devices),
+                ("role", spec.role.value, hello.role.value),
+                ("rank", spec.rank, hello.rank),
+                ("node", spec.node, hello.node),
+                # where the plan has no ids, their number
+                (
+                    "devices",
+                    devices or num_devices,
+                    hello.devices if devices else len(hello.devices),
+                ),
+                ("flotilla", __version__, hello.versions.get("flotilla", __version__)),
             ):
                 if planned != actual:
                     found.append(f"{name}: {word} {actual}, planned {planned}")
@@ -226,10 +235,13 @@ class Registry:
         return process.reason
 
     def _complaint(self, process: _Process, now: float) -> str:
-        if now - process.heard > self.silence_s:
-            return f"silent for {now - process.heard:.1f} s"
+        silent_s = now - process.heard
         must_step = process.hello.role is not Role.coordinator
-        if must_step and now - process.progressed > self.silence_s:
+        is_stuck = must_step and now - process.progressed > self.silence_s
+        # One that is stopped makes no progress either, and did so last before its last heartbeat.
+        if silent_s > self.silence_s or (is_stuck and silent_s > self.silence_s / 2):
+            return f"silent for {silent_s:.1f} s"
+        if is_stuck:
             has_work = process.num_requests > 0
             fault = "has work but makes no progress" if has_work else "has no work but is stuck"
             return f"{fault} for {now - process.progressed:.1f} s"

@@ -71,13 +71,16 @@ def run(
     incarnation: int,
     lifeline: Lifeline,
     run_directory: str | None,
+    keys: transport.Keys | None = None,
+    ports: Sequence[int] = (),
 ) -> None:
     """Coordinates until the lifeline ends.
 
     Args:
+        ports: On which to publish, if it listens for other machines; else any.
         run_directory: Removed if the launcher has vanished without doing it.
     """
-    coordinator = Coordinator(process, settings, endpoint, incarnation)
+    coordinator = Coordinator(process, settings, endpoint, incarnation, keys, ports)
     lifeline.watch(coordinator.stop, settings.health.stop_s * 0.8)
     try:
         coordinator.main_loop()
@@ -112,7 +115,13 @@ class Coordinator:
     """Registration, heartbeats, membership, loads and metrics of one deployment."""
 
     def __init__(
-        self, process: ProcessSpec, settings: Settings, endpoint: str, incarnation: int
+        self,
+        process: ProcessSpec,
+        settings: Settings,
+        endpoint: str,
+        incarnation: int,
+        keys: transport.Keys | None = None,
+        ports: Sequence[int] = (),
     ) -> None:
         began = time.monotonic()
         self._itself = Heartbeat(process.name, incarnation)
@@ -123,11 +132,13 @@ class Coordinator:
         self._interval_s = settings.coordinator.interval_s
         self._metrics_interval_s = settings.coordinator.metrics_interval_s
         self._plan = msgspec.Raw(ENCODER.encode(None))
-        self._context = zmq.Context()
+        self._context = transport.Context(keys)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inbox, _ = transport.bind(self._context, zmq.ROUTER, endpoint)
         self._publisher, self._publish_endpoint = transport.bind(
-            self._context, zmq.XPUB, transport.sibling_endpoint(endpoint, "membership")
+            self._context,
+            zmq.XPUB,
+            transport.sibling_endpoint(endpoint, "membership", next(iter(ports), None)),
         )
         self._registry.register(_hello(process, incarnation, endpoint), time.monotonic())
         self._stopping = False

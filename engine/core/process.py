@@ -12,13 +12,13 @@ import zmq
 
 from engine import __version__, transport
 from engine.checkpoints.sources import model_directory
-from engine.config import Device, ModelKind, ProcessSpec, Role, Settings
+from engine.config import Device, Found, ModelKind, ProcessSpec, Role, Settings
 from engine.core.engine_core import EngineCore
 from engine.core.frontend_link import FrontendLink
 from engine.core.request import RequestRefused
 from engine.core.scheduler import Produced
 from engine.errors import ProtocolError
-from engine.lifeline import Lifeline
+from engine.lifeline import Ending
 from engine.link import CoordinatorLink
 from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTUP_PHASE
 from engine.model.runner import Runner
@@ -43,10 +43,16 @@ def run(
     settings: Settings,
     coordinator_endpoint: str,
     incarnation: int,
-    lifeline: Lifeline,
+    lifeline: Ending,
+    found: Found | None = None,
+    keys: transport.Keys | None = None,
 ) -> None:
-    """Serves one rank until the lifeline ends or the coordinator calls this incarnation lost."""
-    core = CoreProcess(process, settings, coordinator_endpoint, incarnation)
+    """Serves one rank until the lifeline ends or the coordinator calls this incarnation lost.
+
+    Args:
+        found: Where it runs, if somebody else has placed it; else where it was planned.
+    """
+    core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys)
     lifeline.watch(core.stop, settings.health.stop_s * 0.8)
     try:
         core.start_up()
@@ -63,12 +69,20 @@ class CoreProcess:
     """
 
     def __init__(
-        self, process: ProcessSpec, settings: Settings, coordinator_endpoint: str, incarnation: int
+        self,
+        process: ProcessSpec,
+        settings: Settings,
+        coordinator_endpoint: str,
+        incarnation: int,
+        found: Found | None = None,
+        keys: transport.Keys | None = None,
     ) -> None:
         assert process.rank is not None
+        planned = [device for worker in process.workers for device in worker.devices]
+        self._found = found or Found(process.node, planned)
         self._process, self._settings = process, settings
         self._rank, self._incarnation = process.rank, incarnation
-        self._context = zmq.Context()
+        self._context = transport.Context(keys)
         self._frontends: dict[str, FrontendLink] = {}
         self._newest_membership: deque[Membership] = deque(maxlen=1)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -88,6 +102,7 @@ class CoreProcess:
             *(coordinator_endpoint, self._hello(), settings.health.heartbeat_s),
             self._on_membership,
             pace=settings.coordinator,
+            keys=keys,
         )
 
     def stop(self) -> None:
@@ -169,21 +184,22 @@ class CoreProcess:
         from engine.model.torch_runner import TorchRunner
 
         worker = self._process.workers[0]
-        device = worker.devices[0] if self._settings.device is Device.cuda else None
+        device = None
+        if self._settings.device is Device.cuda:  # without ids it sees its own devices only
+            device = worker.devices[0] if worker.devices else 0
         return TorchRunner(
             self._settings, directory, device, worker.num_threads, self._note_progress
         )
 
     def _hello(self) -> Register:
-        workers = self._process.workers
         return Register(
             name=self._process.name,
             incarnation=self._incarnation,
             role=Role.engine,
             rank=self._rank,
-            node=self._process.node,
+            node=self._found.node,
             pid=os.getpid(),
-            devices=[device for worker in workers for device in worker.devices],
+            devices=self._found.devices,
             endpoints={},
             versions={
                 "flotilla": __version__,

@@ -67,7 +67,7 @@ class Api:
         self._tokenizer = tokenizer
         self._app = app
         self._start_s = int(time.time())
-        self._seeds = seed_source(self._settings.seed)
+        self._seeds = seed_source(self._settings.seed, front_end.identity)
 
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""

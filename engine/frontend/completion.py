@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from engine.frontend.answers import DONE, PromptTokensDetails, Usage, Writer, event
 from engine.frontend.errors import ApiError, ClientLeft, InternalError
+from engine.frontend.gate import STREAM_ERROR
 from engine.frontend.generation import Generation
 from engine.frontend.transcript import Transcript
 from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
@@ -18,6 +19,7 @@ from engine.wording import counted
 logger = logging.getLogger(__name__)
 
 _CLIENT_LEFT = "client left"
+_UNFINISHED = "not finished"
 
 
 class Completion:
@@ -44,7 +46,7 @@ class Completion:
         self._has_begun = False
         self._num_cached_tokens = 0
         self._start_s = time.monotonic()
-        self._outcome = _CLIENT_LEFT
+        self._outcome = _UNFINISHED
         self._is_closed = False
 
     @property
@@ -71,8 +73,7 @@ class Completion:
         try:
             outputs = await self._generation.take()
         except ApiError as problem:
-            if not isinstance(problem, ClientLeft):
-                self._outcome = problem.message
+            self._outcome = _CLIENT_LEFT if isinstance(problem, ClientLeft) else problem.message
             raise
         if not self._has_begun:
             self._has_begun = True
@@ -171,11 +172,15 @@ class AnswerStream(Response):
                 if completion.finish_reason is not None:
                     events += writer.last(completion.finish_reason)
                     return events + writer.usage(completion.usage) * self._includes_usage
+        except ClientLeft:
+            return b""
         except ApiError as problem:
-            return event(problem.body())
+            failure = problem
         except Exception:  # the status has been sent: the stream must say it
             logger.exception("a stream failed")
-            return event(InternalError().body())
+            failure = InternalError()
+        STREAM_ERROR.set(failure.code or failure.type)
+        return event(failure.body())
 
 
 async def _watch(receive: Receive, completion: Completion) -> None:

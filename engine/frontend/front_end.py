@@ -7,14 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import msgspec
-
 from engine.config import Settings
 from engine.frontend import exposition
 from engine.frontend.admission import Admission
 from engine.frontend.client import EngineClient
 from engine.frontend.errors import Unavailable
-from engine.frontend.readiness import Readiness, readiness
+from engine.frontend.readiness import Readiness, reaches_all_ready, readiness
+from engine.frontend.reports import Reports
 from engine.link import CoordinatorLink
 from engine.metrics import (
     COORDINATOR_AGE,
@@ -37,10 +36,13 @@ from engine.protocol import (
     ProcessState,
     Register,
 )
+from engine.transport import Keys
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_PATIENCE = 3
+"""Times `health.silence_s`: until then a coordinator is there again that died with this process."""
 
 
 class FrontEnd:
@@ -48,6 +50,7 @@ class FrontEnd:
 
     Attributes:
         metrics: What this process counts.
+        identity: Name and incarnation, such as `frontend-0.1`.
         admission: Lets requests in until the deployment drains.
         ended: Set when the process shall end.
         failure: Why it ends, if that is an error.
@@ -60,10 +63,12 @@ class FrontEnd:
         register: Register,
         client: EngineClient,
         metrics: Metrics,
+        keys: Keys | None = None,
     ) -> None:
         self.settings = settings
         self.client = client
         self.metrics = metrics
+        self.identity = f"{register.name}.{register.incarnation}"
         max_requests = settings.frontend.max_requests
         self.admission = Admission(max_requests, self._report_drained, self._report_count)
         self.ended = asyncio.Event()
@@ -74,9 +79,11 @@ class FrontEnd:
         self._was_ready = False
         self._is_listening = False
         self._progress = 0
+        self._has_reached = asyncio.Event()
         self._phase, self._phase_start_s = Phase.importing, time.monotonic()
-        self._snapshot = MetricsSnapshot([])
-        self._snapshot_s = time.monotonic()
+        # A snapshot may be late by as much as a process may be silent, and one may be lost.
+        self._max_age_s = settings.health.silence_s + 2 * settings.coordinator.metrics_interval_s
+        self._reports = Reports(self._max_age_s)
         self.link = CoordinatorLink(
             coordinator_endpoint,
             register,
@@ -85,6 +92,7 @@ class FrontEnd:
             on_loads=self._in_loop(self._apply_loads),
             on_metrics=self._in_loop(self._take_snapshot),
             pace=settings.coordinator,
+            keys=keys,
         )
 
     def start(self) -> None:
@@ -100,45 +108,52 @@ class FrontEnd:
         self._phase, self._phase_start_s = phase, now_s
         self.link.enter_phase(phase)
 
+    async def wait_for_ranks(self) -> None:
+        """Waits until all ranks that are ready can be sent requests, but not for ever.
+
+        What connects meanwhile waits in the listening sockets: nobody shall be refused because this
+        process has only just been started again.
+        """
+        self.enter_phase(Phase.connecting)
+        self.note_readiness()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE * self.settings.health.silence_s):
+                await self._has_reached.wait()
+
     def start_listening(self) -> None:
         """The HTTP server takes requests from now on."""
         self._is_listening = True
-        self.enter_phase(Phase.connecting)
         self.note_readiness()
 
     def readiness(self) -> Readiness:
         """Whether requests can be answered now."""
+        age_s = round(self._loop.time() - self.client.heard_s, 3)
         return readiness(
             self._membership,
             self.settings.dp,
             self.client.connected_ranks,
             self._was_ready,
             self.settings.health.min_ranks,
+            age_s if self._membership is not None else None,
         )
 
     def note_readiness(self) -> None:
         """Tells the coordinator when requests can be answered for the first time."""
+        if not self._has_reached.is_set() and reaches_all_ready(
+            self._membership, self.client.connected_ranks
+        ):
+            self._has_reached.set()
         if self._is_listening and not self._was_ready and self.readiness().ready:
             self._was_ready = True
             self.enter_phase(Phase.ready)
 
     async def render_metrics(self) -> bytes:
-        """All processes' metrics as Prometheus reads them; this process's are of this moment."""
-        age_s = time.monotonic() - self._snapshot_s
-        reports = [
-            msgspec.structs.replace(report, age_s=report.age_s + age_s)
-            for report in self._snapshot.processes
-            if report.name != self._register.name
-        ]
-        self._measure()
-        own = self._register
-        values = self.metrics.values()
-        reports.append(MetricsReport(own.name, own.incarnation, own.role, None, values))
-        members = self._membership.members if self._membership else []
-        # In a thread: a thousand ranks take a second, in which tokens must go on flowing.
-        return await asyncio.to_thread(
-            exposition.render, self.settings.model_name, reports, members
-        )
+        """All processes' metrics as Prometheus reads them."""
+        now_s = self._loop.time()
+        is_told = now_s - self.client.heard_s <= self._max_age_s
+        members = self._membership.members if self._membership and is_told else []
+        reports = self._reports.shown(now_s)
+        return await exposition.render(self.settings.model_name, reports, members)
 
     async def get_plan(self) -> PlanAnswer:
         """The plan and what became of it.
@@ -162,6 +177,7 @@ class FrontEnd:
         self.admission.drain()
         self.client.end(reason)
         self.ended.set()
+        self._has_reached.set()  # nobody waits for them any more
 
     def end_from_thread(self, reason: str) -> None:
         """`end`, from any thread."""
@@ -182,14 +198,17 @@ class FrontEnd:
             self.client.apply_loads(loads)
 
     def _take_snapshot(self, snapshot: MetricsSnapshot) -> None:
-        self._snapshot, self._snapshot_s = snapshot, time.monotonic()
+        self._reports.take_snapshot(snapshot, self._loop.time())
 
     def _report_metrics(self) -> None:
         """Tells the coordinator the metrics, now and again and again."""
         if self.ended.is_set():
             return
         self._measure()
-        self.link.report_metrics(self.metrics.values())
+        own, values = self._register, self.metrics.values()
+        report = MetricsReport(own.name, own.incarnation, own.role, own.rank, values)
+        self._reports.take_own(report, self._loop.time())
+        self.link.report_metrics(values)
         self._loop.call_later(self.settings.coordinator.metrics_interval_s, self._report_metrics)
 
     def _measure(self) -> None:

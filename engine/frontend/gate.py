@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 """Of the request that the current task answers."""
+STREAM_ERROR: ContextVar[str] = ContextVar("stream_error")
+"""Code of the error that ended the current task's stream; empty while none has."""
 _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
 _OTHER_ROUTE = "other"
 
@@ -51,6 +53,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
         REQUEST_ID.set(request_id)  # each request has a task of its own, and so its own context
+        STREAM_ERROR.set("")
         exchange = _Exchange(request_id, send, self._metrics)
         receive = self._counted(limited(scope, receive, self._max_body_bytes))
         start_s = time.monotonic()
@@ -68,7 +71,8 @@ class Gate:
             logger.exception("request %s failed", request_id)
         finally:
             route = scope["path"] if scope["path"] in self._routes else _OTHER_ROUTE
-            self._metrics.add(HTTP_REQUESTS, labels=(route, exchange.status))
+            labels = (route, exchange.status, STREAM_ERROR.get())
+            self._metrics.add(HTTP_REQUESTS, labels=labels)
             seconds = time.monotonic() - start_s
             self._metrics.observe(HTTP_REQUEST_TIME, seconds, labels=(route,))
 

@@ -14,9 +14,13 @@ GREEDY_BELOW = 1e-5
 _SEEDS = 2**64
 
 
-def seed_source(seed: int | None) -> random.Random:
-    """Where seeds come from for the requests that bring none: reproducible if a seed is given."""
-    return random.SystemRandom() if seed is None else random.Random(seed)
+def seed_source(seed: int | None, identity: str) -> random.Random:
+    """Where seeds come from for the requests that bring none: reproducible if a seed is given.
+
+    Args:
+        identity: Of the process: each has seeds of its own, and others when it is started again.
+    """
+    return random.SystemRandom() if seed is None else random.Random(f"{seed} {identity}")
 
 
 def sampling_params(

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -35,24 +35,33 @@ def run(
     incarnation: int,
     lifeline: Lifeline,
     listen_fds: tuple[int, ...],
+    keys: transport.Keys | None = None,
+    ports: Sequence[int] = (),
 ) -> None:
     """Is a front end until its lifeline ends.
 
     Args:
         listen_fds: Listening sockets to serve on.
+        ports: On which it listens for engine cores of other machines: requests, outputs; else any.
 
     Raises:
         EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
     """
-    sockets = [socket.socket(fileno=fd) for fd in listen_fds]
     name = f"{process.name}.{os.getpid()}"
-    requests_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.requests")
-    outputs_endpoint = transport.sibling_endpoint(coordinator_endpoint, f"{name}.outputs")
+    requests_port, outputs_port = ports or (None, None)
+    requests_endpoint = transport.sibling_endpoint(
+        coordinator_endpoint, f"{name}.requests", requests_port
+    )
+    outputs_endpoint = transport.sibling_endpoint(
+        coordinator_endpoint, f"{name}.outputs", outputs_port
+    )
     with (
-        zmq.Context() as context,
+        ExitStack() as opened,
+        transport.Context(keys) as context,
         _bound(context, zmq.ROUTER, requests_endpoint) as (requests, requests_endpoint),
         _bound(context, zmq.PULL, outputs_endpoint) as (outputs, outputs_endpoint),
     ):
+        sockets = [opened.enter_context(socket.socket(fileno=fd)) for fd in listen_fds]
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
         metrics = Metrics(Role.frontend)
         client = EngineClient(
@@ -65,7 +74,7 @@ def run(
         )
         register = _register(process, incarnation, endpoints)
         told = (settings, coordinator_endpoint, register)
-        uvloop.run(_live(*told, client, metrics, lifeline, sockets))
+        uvloop.run(_live(*told, client, metrics, lifeline, sockets, keys))
 
 
 async def _live(
@@ -76,8 +85,9 @@ async def _live(
     metrics: Metrics,
     lifeline: Lifeline,
     sockets: Sequence[socket.socket],
+    keys: transport.Keys | None,
 ) -> None:
-    front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics)
+    front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics, keys)
     client.start(front_end.note_readiness)
     front_end.start()
     lifeline.watch(
@@ -107,6 +117,7 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
         stop_s=settings.health.stop_s * GRACE / 2,
         on_started=front_end.start_listening,
     )
+    await front_end.wait_for_ranks()
     if not front_end.ended.is_set():
         await server.serve_until(front_end.ended, sockets)
 

@@ -30,6 +30,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """Not heard of yet, or still starting."""
     suspect: list[Absentee]
     lost: list[Absentee]
+    coordinator_age_s: float | None
+    """Seconds since the coordinator, who tells all this, last said something; null: not yet."""
 
 
 def readiness(
@@ -38,26 +40,41 @@ def readiness(
     connected_ranks: Collection[int],
     was_ready: bool,
     min_ranks: int,
+    coordinator_age_s: float | None = None,
 ) -> Readiness:
     """What `GET /ready` answers.
 
     Args:
         connected_ranks: Those that this front end can send requests to.
-        was_ready: Every rank has been ready once: from then on `min_ranks` are enough.
+        was_ready: It has said so before: from then on nobody who is missing is waited for.
+        min_ranks: Needed in any case.
     """
     engines = newest_engines(membership.members if membership else ())
     absent = [_absentee(rank, engines.get(rank), connected_ranks) for rank in range(dp)]
     ready_ranks = [rank for rank in range(dp) if absent[rank] is None]
     suspect = _in_state(absent, ProcessState.suspect)
     lost = _in_state(absent, ProcessState.lost)
-    reason = _reason(membership, len(ready_ranks), dp, min(min_ranks, dp) if was_ready else dp)
+    missing = [each for each in absent if each and each not in suspect and each not in lost]
+    num_wanted = dp if missing and not was_ready else min(min_ranks, dp)
+    reason = _reason(membership, len(ready_ranks), dp, num_wanted)
     return Readiness(
         ready=not reason,
         reason=reason,
         ready_ranks=ready_ranks,
-        missing=[each for each in absent if each and each not in suspect and each not in lost],
+        missing=missing,
         suspect=suspect,
         lost=lost,
+        coordinator_age_s=coordinator_age_s,
+    )
+
+
+def reaches_all_ready(membership: Membership | None, connected_ranks: Collection[int]) -> bool:
+    """Whether every rank that the coordinator calls ready can be sent requests."""
+    if membership is None:
+        return False
+    engines = newest_engines(membership.members).items()
+    return {rank for rank, engine in engines if engine.state is ProcessState.ready} <= set(
+        connected_ranks
     )
 
 

@@ -15,7 +15,7 @@ from launcher.control_server import Control
 from launcher.deployment import Deployment
 from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
-from launcher.executors.base import Executor
+from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
 from launcher.run_directory import RunDirectory
 
@@ -30,7 +30,7 @@ to read first that a second one forces.
 """
 
 
-def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
+def serve(plan: DeploymentPlan, means: Means) -> int:
     """Serves until Ctrl-C or SIGTERM, which drain; a second one forces.
 
     Returns:
@@ -39,7 +39,7 @@ def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
     Raises:
         LauncherError: It could not start, a process ended, or it was interrupted.
     """
-    return asyncio.run(Serving(plan).run(start_deadline_s))
+    return asyncio.run(Serving(plan, means).run())
 
 
 class Serving:
@@ -49,9 +49,9 @@ class Serving:
         check: What to do once all is ready, in place of staying; the deployment drains after it.
     """
 
-    def __init__(self, plan: DeploymentPlan, check: Check | None = None) -> None:
-        self._plan, self._check = plan, check
-        self._executor = make_executor(plan)
+    def __init__(self, plan: DeploymentPlan, means: Means, check: Check | None = None) -> None:
+        self._plan, self._means, self._check = plan, means, check
+        self._executor = make_executor(plan, means, self._tell)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
         self._deployment = Deployment(plan, self._executor, self._tell)
@@ -61,7 +61,7 @@ class Serving:
         path = RunDirectory(plan.name).path / SOCKET_NAME
         self._control = Control(path, plan, self._deployment, self._executor, self._take_stop)
 
-    async def run(self, start_deadline_s: float) -> int:
+    async def run(self) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._take_signal, number)
@@ -70,7 +70,7 @@ class Serving:
             async with self._control:
                 how = "ended: failed"  # unless it is known better
                 try:
-                    await self._start(start_deadline_s)
+                    await self._start(self._means.start_deadline_s)
                     await self._until_end()
                     how = "ended"
                 except Interrupted:
@@ -154,8 +154,10 @@ class Serving:
 
     async def _stop(self) -> None:
         """Ends every process, at once if a signal comes meanwhile."""
-        if await self._unless_signal(self._deployment.stop()) is not None:
-            await self._deployment.kill()
+        stopping = asyncio.ensure_future(self._deployment.stop())
+        if await self._unless_signal(asyncio.shield(stopping)) is not None:
+            await self._deployment.kill_late()
+        await stopping
 
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""

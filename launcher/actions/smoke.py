@@ -11,7 +11,7 @@ from typing import Any
 from engine.wording import counted
 from launcher.actions.serve import Serving
 from launcher.errors import LauncherError, report
-from launcher.executors.base import Executor
+from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
 
 _ANSWER_S = 120.0
@@ -26,7 +26,7 @@ class SmokeFailed(LauncherError):
     """The deployment came up, but does not do what it should."""
 
 
-def smoke(plan: DeploymentPlan, start_deadline_s: float) -> int:
+def smoke(plan: DeploymentPlan, means: Means) -> int:
     """Whether the deployment starts, answers and ends: a line for each check, then the verdict.
 
     Returns:
@@ -34,7 +34,7 @@ def smoke(plan: DeploymentPlan, start_deadline_s: float) -> int:
     """
     test = SmokeTest(plan)
     try:
-        asyncio.run(Serving(plan, test.run).run(start_deadline_s))
+        asyncio.run(Serving(plan, means, test.run).run())
     except LauncherError as problem:
         exit_code = report(problem)
         sys.stderr.write(f"smoke test failed after {counted(test.num_passed, 'passed check')}\n")

@@ -1,7 +1,26 @@
 """What an executor is: it carries a plan out, and knows nothing of how the plan came to be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from engine.transport import Keys
+from launcher.executors.ray.session import Session
+
+Tell = Callable[[str, str], None]
+"""Called with (process, or what else it is about; what it does now)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What carrying a plan out takes that is no part of the plan."""
+
+    start_deadline_s: float
+    """Until every process must be ready."""
+    group_deadline_s: float = 60.0
+    """Until every placement group must stand."""
+    session: Session | None = None
+    """Connected to the Ray cluster that the plan is for; None: there is none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +36,25 @@ class Exit:
 class Executor(Protocol):
     """Starts and ends the processes of one plan. `stop` may be called at any time, and twice."""
 
-    coordinator_endpoint: str
-    """Where the launcher finds the coordinator."""
-    addresses: list[str]
-    """`http://` addresses of the front ends."""
-    private_addresses: list[str]
-    """Paths of the front ends' unix sockets, which only this user can reach."""
+    @property
+    def coordinator_endpoint(self) -> str:
+        """Where the launcher finds the coordinator."""
+        ...
+
+    @property
+    def keys(self) -> Keys | None:
+        """With which the coordinator is spoken to, if it may be from other machines."""
+        ...
+
+    @property
+    def addresses(self) -> list[str]:
+        """`http://` addresses of the front ends."""
+        ...
+
+    @property
+    def private_addresses(self) -> list[str]:
+        """Paths of the front ends' unix sockets, which only this user can reach."""
+        ...
 
     def reserve(self) -> None:
         """Takes what must be free: name, ports.

@@ -15,11 +15,14 @@ import msgspec
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
 from engine.lifeline import FAREWELL, frame
+from engine.transport import Keys
 from launcher.errors import StartFailed
 from launcher.executors.base import Exit
+from launcher.executors.held_ports import HeldPorts
 from launcher.executors.listening import listen, url
 from launcher.executors.out_of_memory import num_oom_kills
 from launcher.plan import DeploymentPlan
+from launcher.ports import OF_COORDINATOR, OF_FRONTEND, num_ports_needed
 from launcher.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -40,10 +43,19 @@ class _Child:
 
 
 class MpExecutor:
-    """Children hang on a pipe each, and end when it closes: by `stop`, or with the launcher."""
+    """Children hang on a pipe each, and end when it closes: by `stop`, or with the launcher.
 
-    def __init__(self, plan: DeploymentPlan) -> None:
+    Args:
+        host: Address on which they listen for processes of other machines; None: there are none.
+
+    Attributes:
+        keys: With which they speak to those.
+    """
+
+    def __init__(self, plan: DeploymentPlan, host: str | None = None) -> None:
         self._plan = plan
+        self._ports = HeldPorts(host) if host is not None else None
+        self.keys = Keys.make() if host is not None else None
         self._directory = RunDirectory(plan.name)
         self._sockets: list[socket.socket] = []
         self._private_sockets: dict[str, socket.socket] = {}
@@ -60,6 +72,9 @@ class MpExecutor:
         self._directory.acquire()
         self._sockets = listen(self._plan.settings.frontend)
         self.addresses = [url(self._sockets[0])]
+        if self._ports is not None:
+            self._ports.hold(num_ports_needed(self._plan.settings.frontend.count), self._plan.ports)
+            self.coordinator_endpoint = self._ports.endpoint(0)
 
     async def start(self) -> None:
         self._trimmer = asyncio.create_task(self._keep_logs_short())
@@ -70,7 +85,8 @@ class MpExecutor:
         return await self._exits.get()
 
     async def kill(self, name: str) -> None:
-        _kill(self._children[name].process)
+        if name in self._children:
+            _kill(self._children[name].process)
 
     def alive(self) -> list[str]:
         return [name for name, child in self._children.items() if child.process.returncode is None]
@@ -117,6 +133,8 @@ class MpExecutor:
             bound.close()
         self._sockets.clear()
         self._private_sockets.clear()
+        if self._ports is not None:
+            self._ports.release()
         self._directory.remove(keep_logs)
 
     async def _spawn(self, spec: ProcessSpec, incarnation: int) -> None:
@@ -127,6 +145,8 @@ class MpExecutor:
             coordinator_endpoint=self.coordinator_endpoint,
             incarnation=incarnation,
             listen_fds=tuple(bound.fileno() for bound in listening),
+            keys=self.keys,
+            ports=self._ports_of(spec),
             run_directory=str(self._directory.path),
         )
         theirs, ours = os.pipe()
@@ -150,6 +170,16 @@ class MpExecutor:
         self._watchers.append(asyncio.create_task(self._watch(spec.name, incarnation, process)))
         with contextlib.suppress(BrokenPipeError):  # it died already: the watcher tells
             await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
+
+    def _ports_of(self, spec: ProcessSpec) -> tuple[int, ...]:
+        """Where a process listens for other machines, but for the coordinator's own endpoint."""
+        if self._ports is None:
+            return ()
+        numbers = self._ports.numbers
+        if spec.role is Role.coordinator:
+            return tuple(numbers[1:OF_COORDINATOR])
+        first = OF_COORDINATOR + OF_FRONTEND * int(spec.name.rpartition("-")[2])
+        return tuple(numbers[first : first + OF_FRONTEND])
 
     def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
         """What a front end listens on: its TCP socket, and a private unix socket.

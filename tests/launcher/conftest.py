@@ -19,9 +19,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_cluster_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_cluster_of_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the tests plan for does not depend on where they run."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where an address would be looked for
 
 
 @pytest.fixture

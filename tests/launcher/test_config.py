@@ -17,7 +17,6 @@ from launcher.config import (
 from launcher.config_checks import check, not_read, without_effect
 from launcher.config_options import Catalogue, read_defaults, read_groups
 from launcher.errors import Refused
-from launcher.not_yet import not_yet
 from tests.launcher.samples import composed, config_of
 
 
@@ -43,23 +42,16 @@ NEEDED = {
     ("model", "path"): ["model.path=DIR"],
     ("model", "hub"): ["model.repo=OWNER/NAME"],
     ("cluster", "file"): ["cluster.path=FILE", "action=plan"],
-    ("cluster", "emulated"): ["backend=ray", "action=plan"],
-    ("backend", "ray"): ["action=plan"],
-    ("topology", "split"): ["dp=2", "action=plan"],
-    ("topology", "remote_only"): ["action=plan"],
-    ("topology", "auto"): ["action=plan"],
+    ("cluster", "emulated"): ["backend=ray"],
+    ("cluster", "existing"): ["backend=ray"],
+    ("topology", "split"): ["dp=2"],
 }
 """Without which a choice is incomplete."""
 
 
 @pytest.mark.parametrize(
     ("group", "choice"),
-    [
-        (group, choice)
-        for group in read_groups()
-        for choice in read_groups()[group]
-        if choice != "existing"  # which cannot be looked at yet
-    ],
+    [(group, choice) for group in read_groups() for choice in read_groups()[group]],
 )
 def test_every_choice_of_every_group_composes(group: str, choice: str):
     check(composed(Catalogue({}).written(group, choice), *NEEDED.get((group, choice), ())))
@@ -105,13 +97,6 @@ def test_an_emulated_cluster_takes_its_sizes():
     config = composed("action=plan", "cluster=emulated", "topology=split", "dp=2", *sizes)
     assert config.cluster == EmulatedClusterOptions(nodes=3, gpus_per_node=2, cpus_per_node=4)
     check(config)
-
-
-def test_a_cluster_named_by_the_environment_cannot_be_looked_at_yet():
-    config = composed("action=plan", "topology=auto")
-    check(config)
-    environment = {"RAY_ADDRESS": "10.0.0.1:6379"}
-    assert [problem.override for problem in not_yet(config, environment)] == ["cluster=emulated"]
 
 
 REFUSED = [
@@ -163,25 +148,14 @@ REFUSED = [
         "topology.dp_local=0",
     ),
     (
-        ["topology=split", "dp=4"],
-        "backend=ray can only be planned yet: action=serve",
-        "action=plan",
-    ),
-    (
-        ["backend=ray", "action=smoke"],
-        "backend=ray can only be planned yet: action=smoke",
-        "action=plan",
-    ),
-    (
         ["action=plan", "topology=split", "dp=2", "backend=mp"],
         "backend must be ray with topology=split, mp uses the head alone: mp",
         "topology=head_only, or backend=ray",
     ),
     (
         ["topology=auto", "backend=mp"],
-        "backend must be ray with topology=auto, mp uses the head alone: mp\n"
-        "backend=ray can only be planned yet: action=serve",
-        "topology=head_only, or backend=ray action=plan",
+        "backend must be ray with topology=auto, mp uses the head alone: mp",
+        "topology=head_only, or backend=ray",
     ),
     (
         ["action=plan", "topology=split"],
@@ -197,16 +171,6 @@ REFUSED = [
         ["action=plan", "cluster=emulated"],
         "backend must be ray with cluster=emulated, mp uses this machine as it is: mp",
         "cluster=auto, or backend=ray",
-    ),
-    (
-        ["action=plan", "cluster=existing", "topology=auto"],
-        "cluster=existing cannot be looked at yet",
-        "cluster=emulated",
-    ),
-    (
-        ["action=plan", "topology=auto", "backend.address=10.0.0.1:6379"],
-        "a running Ray cluster cannot be looked at yet: 10.0.0.1:6379",
-        "cluster=emulated",
     ),
     (
         ["ports=many"],

@@ -12,6 +12,7 @@ import pytest
 
 from engine import __version__
 from launcher.errors import StartFailed
+from launcher.executors.base import Means
 from launcher.plan import DeploymentPlan
 
 ROOT = Path(__file__).parents[2]
@@ -115,9 +116,6 @@ def test_a_plan_for_emulated_nodes_starts_nothing(launcher):
     done = launcher("action=plan", "model=tiny", "topology=split", "dp=4", *nodes)
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 ranks on the head, 2 ranks on 2 other nodes\n" in done.stdout
-    done = launcher("model=tiny", "topology=split", "dp=4")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "backend=ray can only be planned yet: action=serve\nhint: action=plan\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]):
@@ -171,7 +169,7 @@ def test_nothing_heavy_is_imported_to_show_a_thing(
 def test_a_bug_shows_its_traceback(environment: dict[str, str]):
     script = (
         "import sys; sys.argv[1:] = []; import launcher.__main__ as main;"
-        "main.make = lambda config: 1 / 0; main.main()"
+        "main.resolved = lambda config: 1 / 0; main.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
@@ -193,8 +191,8 @@ def test_serve_gets_the_plan_and_the_deadline_and_gives_the_exit_code(
 ):
     calls = []
 
-    def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
-        calls.append((plan.name, plan.dp, start_deadline_s, HYDRA_VARIABLE in os.environ))
+    def serve(plan: DeploymentPlan, means: Means) -> int:
+        calls.append((plan.name, plan.dp, means.start_deadline_s, HYDRA_VARIABLE in os.environ))
         return 7
 
     serving(monkeypatch, tmp_path, serve)
@@ -223,7 +221,7 @@ def test_how_serving_fails_is_the_exit_code(
     code: int,
     message: str,
 ):
-    def serve(plan: DeploymentPlan, start_deadline_s: float) -> int:
+    def serve(plan: DeploymentPlan, means: Means) -> int:
         raise error
 
     serving(monkeypatch, tmp_path, serve)

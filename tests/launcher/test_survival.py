@@ -132,7 +132,7 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
             load.wait_for_more(20)
             launcher.children()["engine-1"].suspend()
             began = time.monotonic()
-            launcher.wait_for("engine-1 +suspect: silent for 1", within_s=5)
+            launcher.wait_for("engine-1 +suspect: silent for ", within_s=5)
             took_s = time.monotonic() - began
             until(lambda: ask(url, "/ready")["ready_ranks"] == [0])
             body = ask(url, "/ready")
@@ -147,7 +147,7 @@ def test_a_stopped_rank_gets_no_work_and_comes_back_and_no_request_is_lost(runti
         log = (launcher.directory / "logs" / "coordinator.log").read_text()
     assert load.failed == []
     assert took_s < 1.5
-    assert "engine-1 is suspect: silent for 1" in log
+    assert "engine-1 is suspect: silent for " in log
     assert "engine-1 is ready again" in log
 
 
@@ -283,6 +283,26 @@ def test_a_front_end_that_hangs_as_it_is_started_again_is_killed_at_the_deadline
         launcher.wait_for(r"frontend-0 +hangs: not ready after 15 s \(backend.start_deadline_s\)")
         launcher.wait_for(r"frontend-0 +ready \(start 3\)")
         assert client.get("/ready").json()["ready"]
+
+
+def test_a_front_end_that_dies_is_ready_again_while_a_rank_is_suspect(runtime):
+    with serving(*DUMMY, "frontend.count=2", runtime_directory=runtime) as (launcher, client):
+        url = str(client.base_url)
+        rank = launcher.children()["engine-1"]
+        rank.suspend()
+        launcher.wait_for("engine-1 +suspect")
+        launcher.children()["frontend-0"].kill()
+        launcher.wait_for(r"frontend-0 +ended: killed by SIGKILL; starting it again")
+        with loaded(url) as load:
+            launcher.wait_for(r"frontend-0 +ready \(start 2\)")
+            load.wait_for_more(50)
+        assert load.failed == []
+        private = httpx.HTTPTransport(uds=str(launcher.directory / "frontend-0.http"))
+        with httpx.Client(transport=private, base_url="http://frontend") as new:
+            ready = new.get("/ready").json()
+            assert (ready["ready"], ready["ready_ranks"]) == (True, [0])
+            rank.resume()
+            until(lambda: new.get("/ready").json()["ready_ranks"] == [0, 1])
 
 
 def asked_of(url: str, frontend: str) -> bool:

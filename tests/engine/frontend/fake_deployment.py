@@ -14,14 +14,11 @@ from typing import Any, TypeVar
 import zmq
 
 from engine import transport
-from engine.checkpoints.tiny import END_TURN
-from engine.config import Role
 from engine.protocol import (
     LOADS_TOPIC,
     MEMBERSHIP_TOPIC,
     METRICS_TOPIC,
     TO_COORDINATOR,
-    TO_ENGINE,
     AbortRequests,
     AddRequest,
     DeploymentState,
@@ -44,46 +41,12 @@ from engine.protocol import (
     Register,
     Registered,
     RequestOutput,
-    engine_identity,
 )
+from tests.engine.frontend.fake_engine import FakeEngine
 
 T = TypeVar("T")
 DEADLINE_S = 20.0
 """Far above what anything here takes on a busy machine."""
-
-
-@dataclass
-class FakeEngine:
-    """One incarnation of a rank."""
-
-    rank: int
-    incarnation: int = 0
-    state: ProcessState = ProcessState.ready
-    phase: Phase = Phase.ready
-    reason: str = ""
-    is_connecting: bool = True
-    """Connects to front ends when it learns of them."""
-    num_sent: int = 0
-    last_received: int = -1
-    is_deaf_to: Callable[[AddRequest | AbortRequests], bool] | None = None
-    """The next such message never arrives."""
-    requests: "zmq.Socket[bytes] | None" = None
-    outputs: "zmq.Socket[bytes] | None" = None
-
-    def member(self) -> Member:
-        return Member(
-            name=f"engine-{self.rank}",
-            role=Role.engine,
-            rank=self.rank,
-            incarnation=self.incarnation,
-            node="head",
-            pid=1000 + self.rank,
-            devices=[],
-            state=self.state,
-            phase=self.phase,
-            since_s=0.0,
-            reason=self.reason,
-        )
 
 
 @dataclass
@@ -168,7 +131,7 @@ class FakeDeployment:
 
         def change() -> None:
             old = self.engines[rank]
-            self._disconnect(old)
+            old.disconnect()
             self.engines[rank] = FakeEngine(rank, old.incarnation + 1)
             self._publish()
 
@@ -194,7 +157,7 @@ class FakeDeployment:
     ) -> None:
         """Sends one step's output of one request."""
         output = RequestOutput(request_id, list(tokens), finish_reason, **fields)
-        self._do(lambda: self._send(self.engines[rank], [output]))
+        self._do(lambda: self.engines[rank].send([output]))
 
     def lose_outputs(self, rank: int) -> None:
         """The rank sends a message that never arrives."""
@@ -209,13 +172,13 @@ class FakeDeployment:
         self._do(lambda: setattr(self.engines[rank], "is_deaf_to", is_it))
 
     def tell_lost(self, rank: int, first: int, last: int) -> None:
-        self._do(lambda: self._send(self.engines[rank], [], lost=(first, last)))
+        self._do(lambda: self.engines[rank].send([], lost=(first, last)))
 
     def send_as(self, rank: int, incarnation: int, request_id: int, tokens: bytes) -> None:
         """Words of an incarnation that may be gone."""
         output = RequestOutput(request_id, list(tokens))
         message = EngineOutputs(rank, incarnation, 0, -1, [output])
-        self._do(lambda: transport.send(self._outputs_of(rank), message))
+        self._do(lambda: self.engines[rank].send_message(message))
 
     # The thread.
 
@@ -231,7 +194,7 @@ class FakeDeployment:
         while self._is_running:
             self._wait_for_something()
         for engine in self.engines.values():
-            self._disconnect(engine)
+            engine.disconnect()
         self._inbox.close()
         self._members.close()
         self._context.term()
@@ -287,7 +250,7 @@ class FakeDeployment:
         if hello is not None:
             members.append(self._frontend_member(hello))
             for engine in self.engines.values():
-                self._connect(engine, hello)
+                engine.connect(self._context, hello)
         membership = Membership(self._epoch, self.state, members, [], [])
         self._send_to_all(MEMBERSHIP_TOPIC, membership)
 
@@ -309,65 +272,21 @@ class FakeDeployment:
             endpoints=hello.endpoints,
         )
 
-    def _connect(self, engine: FakeEngine, hello: Register) -> None:
-        if engine.requests is None and engine.is_connecting:
-            identity = engine_identity(engine.rank, engine.incarnation)
-            requests, outputs = hello.endpoints["requests"], hello.endpoints["outputs"]
-            engine.requests = transport.connect(self._context, zmq.DEALER, requests, identity)
-            engine.outputs = transport.connect(self._context, zmq.PUSH, outputs)
-
-    def _disconnect(self, engine: FakeEngine) -> None:
-        for socket in (engine.requests, engine.outputs):
-            if socket is not None:
-                socket.close()
-        engine.requests = engine.outputs = None
-
     def _work(self, engine: FakeEngine) -> None:
-        assert engine.requests is not None
-        message = TO_ENGINE.decode(engine.requests.recv())
-        if engine.is_deaf_to is not None and engine.is_deaf_to(message):
-            engine.is_deaf_to = None
-            return
-        expected, engine.last_received = engine.last_received + 1, message.sequence
-        if message.sequence != expected:
-            self._send(engine, [], lost=(expected, message.sequence - 1))
+        message = engine.receive()
         match message:
+            case None:
+                pass
             case AddRequest():
                 self._note(lambda seen: seen.added.append((engine.rank, message)))
                 if self.answer is not None:
-                    self._answer(engine, message, self.answer)
+                    engine.answer(message, self.answer)
             case AbortRequests(_, request_ids, stopped):
                 if _is_probe(message):
-                    self._send(engine, [])
+                    engine.send([])
                 aborted = [(engine.rank, request_id) for request_id in request_ids]
                 self._note(lambda seen: seen.stopped.extend(stopped))
                 self._note(lambda seen: seen.aborted.extend(aborted))
-
-    def _answer(self, engine: FakeEngine, request: AddRequest, text: bytes) -> None:
-        tokens = [*text, END_TURN]
-        tokens = tokens[: request.sampling.max_tokens]
-        for position, token in enumerate(tokens, start=1):
-            reason = None
-            if token == END_TURN:
-                reason = FinishReason.stop
-            elif position == request.sampling.max_tokens:
-                reason = FinishReason.length
-            self._send(engine, [RequestOutput(request.request_id, [token], reason, 2)])
-
-    def _send(
-        self, engine: FakeEngine, outputs: list[RequestOutput], lost: tuple[int, int] | None = None
-    ) -> None:
-        sequence, acknowledged = engine.num_sent, engine.last_received
-        message = EngineOutputs(
-            engine.rank, engine.incarnation, sequence, acknowledged, outputs, lost
-        )
-        engine.num_sent += 1
-        transport.send(self._outputs_of(engine.rank), message)
-
-    def _outputs_of(self, rank: int) -> "zmq.Socket[bytes]":
-        outputs = self.engines[rank].outputs
-        assert outputs is not None
-        return outputs
 
     def _note(self, change: Callable[[Seen], object]) -> None:
         with self._changed:

@@ -1,3 +1,5 @@
+import asyncio
+
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -28,7 +30,7 @@ def member(rank: int, state: ProcessState, incarnation: int = 1) -> Member:
 
 
 def samples(*reports: MetricsReport, members: tuple[Member, ...] = ()) -> list[Sample]:
-    text = render("test", reports, members).decode()
+    text = asyncio.run(render("test", reports, members)).decode()
     return [each for family in text_string_to_metric_families(text) for each in family.samples]
 
 
@@ -42,7 +44,7 @@ def values(found: list[Sample], name: str, *by: str) -> dict[tuple[str, ...], fl
 
 
 def test_nothing_reported_is_an_empty_page():
-    assert render("test", [], []) == b""
+    assert asyncio.run(render("test", [], [])) == b""
 
 
 def test_each_process_has_its_own_counters():
@@ -50,7 +52,7 @@ def test_each_process_has_its_own_counters():
     for index in range(2):
         engine, front_end = Metrics(Role.engine), Metrics(Role.frontend)
         engine.add(metrics.PROMPT_TOKENS, 10 + index)
-        front_end.add(metrics.HTTP_REQUESTS, 3 + index, ("/v1/models", "200"))
+        front_end.add(metrics.HTTP_REQUESTS, 3 + index, ("/v1/models", "200", ""))
         reports.append(report(f"engine-{index}", Role.engine, index, engine))
         reports.append(report(f"frontend-{index}", Role.frontend, None, front_end))
     found = samples(*reports)
@@ -100,6 +102,28 @@ def test_metrics_that_this_version_does_not_know_are_left_out():
 
 def test_label_values_are_escaped():
     counted = Metrics(Role.frontend)
-    counted.add(metrics.HTTP_REQUESTS, 1, ('a"b\\c\n', "200"))
+    counted.add(metrics.HTTP_REQUESTS, 1, ('a"b\\c\n', "200", ""))
     found = samples(report("frontend-0", Role.frontend, None, counted))
     assert values(found, "http_requests_total", "route") == {('a"b\\c\n',): 1}
+
+
+def test_many_processes_leave_turns_to_others():
+    reports = [
+        report(f"engine-{rank}", Role.engine, rank, Metrics(Role.engine)) for rank in range(100)
+    ]
+    num_turns = 0
+
+    async def take_turns() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        others = asyncio.create_task(take_turns())
+        await render("test", reports, [])
+        others.cancel()
+
+    asyncio.run(main())
+    num_families = len(metrics.METRICS) + len(metrics.DERIVED)
+    assert num_turns >= num_families + len(reports) // 10

@@ -39,7 +39,9 @@ def test_health_and_version(shared: RunningFrontEnd):
 def test_ready(shared: RunningFrontEnd):
     response = shared.http.get("/ready")
     assert response.status_code == 200
-    assert response.json() == {
+    body = response.json()
+    assert body.pop("coordinator_age_s") >= 0
+    assert body == {
         "ready": True,
         "reason": "",
         "ready_ranks": [0],
@@ -47,6 +49,18 @@ def test_ready(shared: RunningFrontEnd):
         "suspect": [],
         "lost": [],
     }
+
+
+def test_head_of_ready(shared: RunningFrontEnd):
+    assert shared.http.head("/ready").status_code == 200  # its length changes with the age
+
+
+def test_a_silent_coordinator_is_seen_by_the_age_of_its_last_word(start: Start):
+    front_end = start()
+    front_end.wait_until_ready()
+    front_end.wait_for_readiness(lambda body: body["coordinator_age_s"] > 0.2)
+    front_end.deployment.publish()
+    front_end.wait_for_readiness(lambda body: body["coordinator_age_s"] < 0.2)
 
 
 def test_the_plan_is_relayed(shared: RunningFrontEnd):
@@ -82,7 +96,7 @@ def test_unknown_paths(shared: RunningFrontEnd, path: str):
     assert "Unknown path: GET /" in check_error(shared.http.get(path), 404, "unknown_url")
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/plan", "/v1/models", "/docs"])
+@pytest.mark.parametrize("path", ["/health", "/version", "/plan", "/v1/models", "/docs"])
 def test_head_answers_as_get_without_a_body(shared: RunningFrontEnd, path: str):
     whole = shared.http.get(path)
     with socket.create_connection(("127.0.0.1", shared.port), DEADLINE_S) as connection:

@@ -21,7 +21,9 @@ def settings(model_directory: Path) -> Settings:
 
 def sampling(settings: Settings, prompt_length: int = 10, **fields: Any) -> SamplingParams:
     request = CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
-    return sampling_params(request, [1] * prompt_length, settings, seed_source(None))
+    return sampling_params(
+        request, [1] * prompt_length, settings, seed_source(None, "frontend-0.1")
+    )
 
 
 def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
@@ -38,6 +40,17 @@ def test_defaults_are_openais_and_the_rest_of_the_context(settings: Settings):
 
 def test_requests_without_a_seed_get_different_ones(settings: Settings):
     assert sampling(settings).seed != sampling(settings).seed
+
+
+def test_seeds_are_drawn_from_the_seed_of_the_config_and_differ_between_processes():
+    def drawn(seed: int | None, process: str) -> list[int]:
+        source = seed_source(seed, process)
+        return [source.getrandbits(64) for _ in range(3)]
+
+    assert drawn(7, "frontend-0.1") == drawn(7, "frontend-0.1")
+    others = [drawn(7, "frontend-1.1"), drawn(7, "frontend-0.2"), drawn(8, "frontend-0.1")]
+    assert drawn(7, "frontend-0.1") not in others
+    assert drawn(None, "frontend-0.1") != drawn(None, "frontend-0.1")
 
 
 @given(seed=st.integers(-(2**63), 2**64 - 1))
@@ -82,7 +95,10 @@ def test_refusals_name_the_chats_messages(settings: Settings):
     chat = {"model": "test", "messages": [{"role": "user", "content": "Hi"}]}
     with pytest.raises(InvalidRequest) as caught:
         sampling_params(
-            ChatCompletionRequest.model_validate(chat), [1] * 100, settings, seed_source(None)
+            ChatCompletionRequest.model_validate(chat),
+            [1] * 100,
+            settings,
+            seed_source(None, "frontend-0.1"),
         )
     assert caught.value.param == "messages"
 
@@ -93,5 +109,5 @@ def test_refusals_name_the_chats_messages(settings: Settings):
 def test_prompts_that_the_model_cannot_read_are_refused(settings: Settings, token_ids, code):
     request = CompletionRequest(model="test", prompt="Hi")
     with pytest.raises(InvalidRequest) as caught:
-        sampling_params(request, token_ids, settings, seed_source(None))
+        sampling_params(request, token_ids, settings, seed_source(None, "frontend-0.1"))
     assert caught.value.code == code

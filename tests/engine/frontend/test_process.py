@@ -70,8 +70,7 @@ def child(model_directory: Path, tmp_path: Path) -> Iterator[Child]:
 
 def test_it_serves_and_ends_with_its_lifeline(child: Child, tmp_path: Path):
     with httpx2.Client(base_url=child.url, timeout=DEADLINE_S) as http:
-        while http.get("/ready").status_code != 200:
-            pass
+        assert http.get("/ready").status_code == 200
         answer = http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "mine"})
         assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
         assert child.end() == 0

@@ -1,6 +1,7 @@
 """What happens to requests when ranks come and go."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from engine.protocol import AbortRequests, AddRequest, FinishReason, Phase, Proc
 from tests.engine.frontend.chat_request import BODY, CHAT, STREAM, end_of, error_of
 from tests.engine.frontend.conftest import Post, RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S, FakeDeployment
+from tests.engine.frontend.test_life import open_request
 
 LOST = ProcessState.lost
 
@@ -228,15 +230,59 @@ def test_at_the_start_every_rank_is_waited_for(start: Start):
     front_end.wait_until_ready()
 
 
-def test_a_rank_that_has_not_connected_yet_gets_no_work(start: Start):
-    def hold_back(deployment: FakeDeployment) -> None:
-        deployment.engines[0].is_connecting = False
+def hold_back(deployment: FakeDeployment) -> None:
+    deployment.engines[0].is_connecting = False
 
+
+def test_requests_wait_for_a_front_end_that_has_not_reached_the_ranks(start: Start):
     front_end = start(prepare=hold_back)
+    deployment = front_end.deployment
+    with closing(open_request(front_end, BODY)) as waiting:
+        deployment.engines[0].is_connecting = True
+        deployment.publish()
+        assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+    assert deployment.wait(lambda seen: Phase.ready in seen.phases)
+
+
+def test_requests_wait_no_longer_than_a_rank_may_be_silent(start: Start):
+    front_end = start(prepare=hold_back, silence_s=0.1)
     front_end.wait_for_readiness(lambda body: body["missing"][0]["state"] == "unconnected")
     response = front_end.http.post(CHAT, json=BODY)
     assert (response.status_code, error_of(response)["code"]) == (503, "no_rank_ready")
     front_end.deployment.engines[0].is_connecting = True
     front_end.deployment.publish()
     front_end.wait_until_ready()
+    assert front_end.http.post(CHAT, json=BODY).status_code == 200
+
+
+def test_requests_do_not_wait_where_no_rank_is_ready(start: Start):
+    def suspend(deployment: FakeDeployment) -> None:
+        deployment.engines[0].state = ProcessState.suspect
+        deployment.engines[0].is_connecting = False
+
+    front_end = start(prepare=suspend)
+    response = front_end.http.post(CHAT, json=BODY)
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_rank_ready")
+
+
+def test_a_front_end_that_ends_waits_for_no_rank(start: Start):
+    front_end = start(prepare=hold_back)
+    front_end.lifeline.end()
+    front_end.join()
+    assert front_end.problem is None
+    assert front_end.deployment.wait(lambda seen: [seen.phases]) == [
+        [Phase.loading_tokenizer, Phase.connecting]
+    ]
+
+
+def test_a_front_end_that_is_started_again_is_ready_without_a_suspect_rank(start: Start):
+    def suspend(deployment: FakeDeployment) -> None:
+        deployment.engines[1].state = ProcessState.suspect
+        deployment.engines[1].is_connecting = False
+
+    front_end = start(dp=2, prepare=suspend)
+    front_end.wait_until_ready()
+    body = front_end.http.get("/ready").json()
+    assert body["ready_ranks"] == [0]
+    assert [each["name"] for each in body["suspect"]] == ["engine-1"]
     assert front_end.http.post(CHAT, json=BODY).status_code == 200

@@ -36,6 +36,7 @@ def test_nothing_is_known_before_the_coordinator_answers():
     assert not now.ready
     assert now.reason == "the coordinator has not answered yet"
     assert now.missing == [Absentee("engine-0", "unknown", reason="has not registered")]
+    assert now.coordinator_age_s is None
 
 
 def test_at_the_start_every_rank_is_waited_for():
@@ -61,6 +62,17 @@ def test_all_ready():
     assert now.ready
     assert not now.reason
     assert now.missing == now.suspect == now.lost == []
+
+
+def test_a_rank_that_is_suspect_at_the_start_is_not_waited_for():
+    # as a front end sees it that is started again
+    suspect = member(1, ProcessState.suspect, reason="silent for 1.2 s")
+    now = readiness(membership(member(0), suspect), 2, {0}, was_ready=False, min_ranks=1)
+    assert now.ready
+    now = readiness(membership(member(0), suspect), 2, {0}, was_ready=False, min_ranks=2)
+    assert now.reason == "1 of 2 ranks ready"
+    now = readiness(membership(member(0), suspect), 2, set(), was_ready=False, min_ranks=1)
+    assert now.reason == "0 of 2 ranks ready"
 
 
 def test_later_one_rank_is_enough_and_the_others_are_named():

@@ -265,7 +265,10 @@ def test_what_completions_do_not_support_yet(name, neutral, asked):
 
 
 def test_what_changes_no_answer_is_ignored():
-    chat(user="me", metadata={"a": "b"}, store=True, service_tier="auto", parallel_tool_calls=True)
+    ignored = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
+    ignored["parallel_tool_calls"] = True
+    request = chat(**ignored)
+    assert request.model_dump(exclude=set(ignored)) == chat().model_dump(exclude=set(ignored))
 
 
 def test_either_limit_is_taken():

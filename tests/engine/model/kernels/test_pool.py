@@ -135,7 +135,7 @@ def test_the_threads_of_a_team_end_with_it(library):
 
 
 def test_a_forked_process_ends_although_it_has_no_such_threads():
-    # Not with the address sanitizer: in a forked process it waits for locks of threads that are gone.
+    # Not with the address sanitizer: in a forked process it waits for locks of lost threads.
     command = [sys.executable, "-W", "ignore", "-c", FORK]
     subprocess.run(command, env=without_preload(), timeout=DEADLINE_S, check=True)
 

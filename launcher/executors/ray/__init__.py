@@ -1,0 +1,1 @@
+"""Carries a plan out on a Ray cluster. Nothing outside this package imports ray."""
