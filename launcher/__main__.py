@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ from launcher.plan import DeploymentPlan
 if TYPE_CHECKING:
     from launcher.executors.ray.session import Session
     from launcher.resolve import Resolved
+    from launcher.smoke.sweep import SmokeSweep
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
 """Set, Hydra raises its errors instead of printing them."""
@@ -65,11 +67,20 @@ def run() -> int:
         return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
+    sweep: SmokeSweep | None = None
 
     def job(composed: DictConfig) -> None:
+        nonlocal sweep
         del os.environ[RAISE_ERRORS]
         try:
-            exit_codes.append(launch(to_config(composed, flags), HydraConfig.get().overrides.task))
+            if flags.multirun and composed.action is Action.smoke:
+                from launcher.smoke.sweep import SmokeSweep
+
+                sweep = sweep or SmokeSweep()
+                sweep.run([*searched(flags), *HydraConfig.get().overrides.task])
+            else:
+                typed = HydraConfig.get().overrides.task
+                exit_codes.append(launch(to_config(composed, flags), typed))
         except Refused as error:
             exit_codes.append(report(error))
         except Exception as bug:
@@ -80,13 +91,19 @@ def run() -> int:
 
     os.environ[RAISE_ERRORS] = "1"
     try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        with no_sweep_directory(flags):
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        if flags.multirun and not (exit_codes or sweep or flags.cfg or flags.info):
+            typed = " ".join(flags.overrides)
+            exit_codes.append(report(Refused(f"no choice fits, nothing was run: {typed}")))
     except Exception as error:
         if error in bugs:
             raise
         exit_codes.append(report(explained(error, flags)))
     finally:
         del os.environ[RAISE_ERRORS]
+        if sweep is not None:
+            exit_codes.append(sweep.finish())
     return max(exit_codes, default=0)
 
 
@@ -96,6 +113,32 @@ def show_version(flags: argparse.Namespace) -> int:
         return report(Refused(f"--version takes nothing beside it: {said}", "--version"))
     sys.stdout.write(f"flotilla {__version__}\n")
     return 0
+
+
+@contextmanager
+def no_sweep_directory(flags: argparse.Namespace) -> Iterator[None]:
+    """Lets Hydra note a sweep in a directory that goes with it: it cannot do without one."""
+    chosen = any(each.startswith("hydra.sweep.dir=") for each in flags.overrides)
+    if not flags.multirun or chosen:
+        yield
+        return
+    arguments = sys.argv
+    with tempfile.TemporaryDirectory(prefix="flotilla-sweep-") as path:
+        # Among the other overrides: argparse takes them only where they stand together.
+        last = flags.overrides[-1] if flags.overrides else arguments[-1]
+        after = len(arguments) - arguments[::-1].index(last)
+        override = f"hydra.sweep.dir='{path}'"
+        sys.argv = [*arguments[:after], override, *arguments[after:]]
+        try:
+            yield
+        finally:
+            sys.argv = arguments
+
+
+def searched(flags: argparse.Namespace) -> list[str]:
+    """The flags that say where configs are, for a launcher that shall find the same."""
+    given = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
+    return [f"{flag}={value}" for flag, value in given.items() if value]
 
 
 def show_help(flags: argparse.Namespace) -> int:
@@ -249,7 +292,7 @@ def carry_out(
         case Action.smoke:
             from launcher.actions.smoke import smoke
 
-            return smoke(plan, means)
+            return smoke(plan, means, config.smoke.answer_s, config.smoke.format)
         case _ as never:
             assert_never(never)
 

@@ -19,6 +19,7 @@ from launcher.config import (
     MpOptions,
     PlanFormat,
     RayOptions,
+    SmokeFormat,
     StatusFormat,
     Strategy,
     TopologyKind,
@@ -75,6 +76,8 @@ def without_effect(config: LaunchConfig) -> list[str]:
         lines.append(f"status.format={format} has no effect without action=status")
     if config.stop.force:
         lines.append("stop.force=true has no effect without action=stop")
+    if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
+        lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
     return lines
 
 

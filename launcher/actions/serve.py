@@ -47,10 +47,14 @@ class Serving:
 
     Args:
         check: What to do once all is ready, in place of staying; the deployment drains after it.
+
+    Attributes:
+        num_cut_off: Requests still in flight when draining ended; None: it has not been drained.
     """
 
     def __init__(self, plan: DeploymentPlan, means: Means, check: Check | None = None) -> None:
         self._plan, self._means, self._check = plan, means, check
+        self.num_cut_off: int | None = None
         self._executor = make_executor(plan, means, self._tell)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
@@ -141,7 +145,7 @@ class Serving:
 
     async def _drain(self, limit_s: float) -> None:
         try:
-            left = await self._deployment.drain(limit_s)
+            left = self.num_cut_off = await self._deployment.drain(limit_s)
         except LauncherError as problem:
             self._say(str(problem).splitlines()[0])
             return

@@ -7,6 +7,7 @@ from launcher.config import (
     Action,
     AutoClusterOptions,
     EmulatedClusterOptions,
+    ExistingClusterOptions,
     FileClusterOptions,
     MpOptions,
     PlanFormat,
@@ -269,12 +270,15 @@ def test_the_widest_limits_are_allowed():
 
 
 def test_options_that_nothing_reads_are_named():
-    config = composed("model=tiny", "model.path=x", "model.repo=a/b", "plan.format=json")
+    config = composed(
+        "model=tiny", "model.path=x", "model.repo=a/b", "plan.format=json", "smoke.format=json"
+    )
     assert config.plan.format is PlanFormat.json
     assert without_effect(config) == [
         "model.path=x has no effect with model=tiny",
         "model.repo=a/b has no effect with model=tiny",
         "plan.format=json has no effect without action=plan",
+        "smoke.format=json has no effect without action=smoke",
     ]
     assert without_effect(composed("model=tiny", "model.seed=3")) == []
 
@@ -306,9 +310,32 @@ def test_options_that_nobody_reads_of_a_running_deployment_are_named():
     ]
     typed = ["action=stop", "name=x", "stop.force=true", "hydra.verbose=true"]
     assert not_read(Action.stop, typed) == []
-    typed = ["+ci=mp_tiny", "status.format=json", "name=x", "model.path=/name", "~head"]
+    typed = ["+ci=mp_head_only", "status.format=json", "name=x", "model.path=/name", "~head"]
     assert not_read(Action.stop, typed) == [
         "status.format=json has no effect with action=stop",
         "model.path=/name has no effect with action=stop",
         "~head has no effect with action=stop",
     ]
+
+
+SMOKE_CONFIGS = sorted(read_groups()["ci"])
+
+
+@pytest.mark.parametrize("choice", SMOKE_CONFIGS)
+def test_a_smoke_config_can_be_planned(flotilla, choice: str):
+    code, out, _ = flotilla(f"+ci={choice}", "action=plan", "model=tiny")
+    assert code == 0
+    assert f"ci-{choice.replace('_', '-')}: backend={choice.partition('_')[0]} " in out
+
+
+@pytest.mark.parametrize("choice", SMOKE_CONFIGS)
+def test_smoke_configs_can_run_side_by_side(choice: str):
+    config = composed(f"+ci={choice}")
+    assert config.name == f"ci-{choice.replace('_', '-')}"
+    assert (config.action, config.frontend.port) == (Action.smoke, 0)
+
+
+def test_a_smoke_config_can_be_changed():
+    config = composed("+ci=ray_split", "cluster=existing", "dp=4")
+    assert isinstance(config.cluster, ExistingClusterOptions)
+    assert (config.topology.kind, config.dp) == (TopologyKind.split, 4)

@@ -118,6 +118,14 @@ def test_a_plan_for_emulated_nodes_starts_nothing(launcher):
     assert "2 ranks on the head, 2 ranks on 2 other nodes\n" in done.stdout
 
 
+@pytest.mark.parametrize("where", [0, 3])
+def test_a_sweep_leaves_no_directory(launcher, where: int):
+    arguments = ["action=plan", "model=tiny", "dp=1,2"]
+    done = launcher(*arguments[:where], "-m", *arguments[where:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("digest ") == 2
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]):
     arguments = ["action=plan", "model=tiny", "plan.format=json"]
     with subprocess.Popen(
