@@ -57,6 +57,8 @@ def run() -> int:
         from launcher.config_errors import explain_flags
 
         return report(explain_flags(unknown, flags.overrides))
+    if flags.version:
+        return show_version(flags)
     if flags.help:
         return show_help(flags)
     exit_codes: list[int] = []
@@ -99,6 +101,14 @@ def run() -> int:
         if sweep is not None:
             exit_codes.append(sweep.finish())
     return max(exit_codes, default=0)
+
+
+def show_version(flags: argparse.Namespace) -> int:
+    if flags.overrides:
+        said = " ".join(flags.overrides)
+        return report(Refused(f"--version takes nothing beside it: {said}", "--version"))
+    sys.stdout.write(f"flotilla {__version__}\n")
+    return 0
 
 
 @contextmanager
@@ -148,7 +158,7 @@ def flag_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
     )
-    parser.add_argument("--version", action="version", version=f"flotilla {__version__}")
+    parser.add_argument("--version", action="store_true")
     return parser
 
 

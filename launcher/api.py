@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -14,10 +14,8 @@ from launcher.actions.serve import Serving
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check
 from launcher.config_errors import explain
-from launcher.errors import DeploymentFailed, Refused
+from launcher.errors import DeploymentFailed, Interrupted, Refused, StartFailed
 from launcher.planning import Planned, planned
-
-T = TypeVar("T")
 
 _composing = threading.Lock()
 """Hydra composes with state that is one for the whole process."""
@@ -28,8 +26,8 @@ _END_S = 30.0
 def serve(overrides: Sequence[str], placement_groups: Sequence[Any] | None = None) -> "Deployment":
     """Starts a deployment and waits until it is ready.
 
-    May be called from any thread, and several times with different names: `name=a`. Signals are left
-    to the caller.
+    May be called from any thread, and several times with different names: `name=a`. Signals are
+    the caller's.
 
     Args:
         overrides: As on the command line: `["model=tiny", "dp=2", "frontend.port=0"]`.
@@ -128,6 +126,9 @@ class Deployment:
         try:
             with planned(self._config, self._groups) as found:
                 asyncio.run(self._serve(found))
+        except Interrupted:
+            if not self._is_ready.is_set():
+                self._problem = StartFailed("it was stopped before it was ready")
         except BaseException as problem:
             self._problem = problem
         finally:

@@ -118,6 +118,7 @@ def _model_choice(task: Task, directory: Path, num_cache_tokens: int) -> Callabl
     cache = replace(task.settings.cache, num_blocks=num_cache_tokens)
     settings = replace(task.settings, cache=cache)
     runner = TorchRunner(settings, directory, task.device, task.num_threads)
+    runner.prepare_kernels()
     runner.load_weights()
     runner.allocate_cache()
     epsilon = EPSILON[settings.dtype]

@@ -55,12 +55,16 @@ class TorchRunner:
         torch.set_num_threads(num_threads)
 
     @torch.inference_mode()
-    def load_weights(self) -> None:
+    def prepare_kernels(self) -> None:
         operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
         logger.info("operators: %s", operators.name)
         self.remark = operators.remark
-        self._best = operators.best
+        self._operators, self._best = operators, operators.best
         self._attention = operators.attention()
+
+    @torch.inference_mode()
+    def load_weights(self) -> None:
+        operators = self._operators
         weights = Checkpoint(self._directory, self._dtype, self._device)
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
             self._model = Llama(

@@ -80,6 +80,17 @@ class Executor(Protocol):
         """Waits until a process ends."""
         ...
 
+    async def kill(self, name: str) -> None:
+        """Ends a process that hangs, at once; `next_exit` tells when it is gone.
+
+        Without effect on one that has ended.
+        """
+        ...
+
+    def alive(self) -> list[str]:
+        """Names of the processes that have not ended."""
+        ...
+
     async def restart(self, name: str) -> int:
         """Starts a process that has ended again: the same place, the same listening sockets.
 

@@ -45,6 +45,7 @@ NEEDED = {
     ("cluster", "file"): ["cluster.path=FILE", "action=plan"],
     ("cluster", "emulated"): ["backend=ray"],
     ("cluster", "existing"): ["backend=ray"],
+    ("topology", "split"): ["dp=2"],
 }
 """Without which a choice is incomplete."""
 
@@ -94,7 +95,7 @@ def test_a_topology_of_several_nodes_chooses_ray_unless_told_otherwise(topology:
 
 def test_an_emulated_cluster_takes_its_sizes():
     sizes = ["cluster.nodes=3", "cluster.gpus_per_node=2", "cluster.cpus_per_node=4"]
-    config = composed("action=plan", "cluster=emulated", "topology=split", *sizes)
+    config = composed("action=plan", "cluster=emulated", "topology=split", "dp=2", *sizes)
     assert config.cluster == EmulatedClusterOptions(nodes=3, gpus_per_node=2, cpus_per_node=4)
     check(config)
 
@@ -148,19 +149,29 @@ REFUSED = [
         "topology.dp_local=0",
     ),
     (
-        ["action=plan", "topology=split", "backend=mp"],
+        ["action=plan", "topology=split", "dp=2", "backend=mp"],
         "backend must be ray with topology=split, mp uses the head alone: mp",
-        "backend=ray",
+        "topology=head_only, or backend=ray",
     ),
     (
         ["topology=auto", "backend=mp"],
         "backend must be ray with topology=auto, mp uses the head alone: mp",
-        "backend=ray",
+        "topology=head_only, or backend=ray",
+    ),
+    (
+        ["action=plan", "topology=split"],
+        "dp must be at least 2 with topology=split: 1",
+        "topology=head_only, or dp=2",
+    ),
+    (
+        ["action=plan", "topology=split", "topology.dp_local=1"],
+        "dp must be at least 2 with topology=split: 1",
+        "topology=head_only, or dp=2",
     ),
     (
         ["action=plan", "cluster=emulated"],
         "backend must be ray with cluster=emulated, mp uses this machine as it is: mp",
-        "backend=ray",
+        "cluster=auto, or backend=ray",
     ),
     (
         ["ports=many"],
@@ -183,7 +194,7 @@ REFUSED = [
         "frontend.port=7999",
     ),
     (
-        ["action=plan", "topology=split", "cluster=emulated", "cluster.nodes=0"],
+        ["action=plan", "topology=split", "dp=2", "cluster=emulated", "cluster.nodes=0"],
         "cluster.nodes must be at least 1: 0",
         "cluster.nodes=1",
     ),
@@ -247,7 +258,8 @@ def test_limits_and_rules(overrides: list[str], message: str, hint: str):
 
 @pytest.mark.parametrize(("overrides", "hint"), [(row[0], row[2]) for row in REFUSED])
 def test_hints_mend_what_they_are_for(overrides: list[str], hint: str):
-    check(composed(*overrides, *hint.split()))
+    for alternative in hint.split(", or "):
+        check(composed(*overrides, *alternative.split()))
 
 
 def test_the_widest_limits_are_allowed():

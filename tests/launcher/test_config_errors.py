@@ -203,7 +203,7 @@ def test_hints_work(hint: str):
         "cluster=file": ["action=plan"],
         "cluster=emulated": ["action=plan", "backend=ray"],
         "backend=ray": ["action=plan"],
-        "topology=split": ["action=plan"],
+        "topology=split": ["dp=2", "action=plan"],
     }
     check(composed(*shlex.split(hint), *more.get(hint.partition(" ")[0], ())))
 

@@ -152,6 +152,12 @@ def test_the_version_is_flotillas(launcher):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"flotilla {__version__}\n", "")
 
 
+def test_what_stands_beside_version_is_refused(launcher):
+    done = launcher("--version", "dp=2", "extra")
+    refusal = "--version takes nothing beside it: dp=2 extra\nhint: --version\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", refusal)
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--version"]])
 def test_nothing_heavy_is_imported_to_show_a_thing(
     environment: dict[str, str], arguments: list[str]

@@ -15,6 +15,7 @@ import msgspec
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
 from engine.transport import Keys
+from engine.wording import counted
 from launcher.cluster import ClusterKind
 from launcher.executors.base import Exit, Means, Tell
 from launcher.executors.mp import MpExecutor
@@ -117,6 +118,16 @@ class RayExecutor:
     async def next_exit(self) -> Exit:
         return await self._exits.get()
 
+    async def kill(self, name: str) -> None:
+        actor, session = self._actors.get(name), self._session
+        if actor is None:
+            await self._local.kill(name)
+        elif session is not None:
+            await session.call_async(lambda: _kill(actor))
+
+    def alive(self) -> list[str]:
+        return [*self._local.alive(), *self._actors]
+
     async def restart(self, name: str) -> int:
         return await self._local.restart(name)
 
@@ -141,7 +152,8 @@ class RayExecutor:
     async def _start_actors(self) -> None:
         session = self._session or await self._emulate()
         self._watchers.append(asyncio.create_task(self._forward_exits()))
-        self._tell(_TOLD, f"making {len(self._plan.groups)} placement groups")
+        groups = counted(len(self._plan.groups), "placement group")
+        self._tell(_TOLD, f"using {groups}" if self._groups.given else f"making {groups}")
         await session.call_async(
             lambda: self._groups.make(self._plan.groups, session.nodes, self._group_deadline_s),
             self._group_deadline_s + CALL_S,
@@ -308,10 +320,15 @@ class RayExecutor:
             actor.handle.stop.remote()
 
     def _kill_actors(self) -> None:
-        import ray
-
         for actor in list(self._actors.values()):
-            ray.kill(actor.handle)
+            _kill(actor)
+
+
+def _kill(actor: _Actor) -> None:
+    """In Ray's thread."""
+    import ray
+
+    ray.kill(actor.handle)
 
 
 def _host(plan: DeploymentPlan) -> str | None:

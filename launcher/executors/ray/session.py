@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import socket
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -175,11 +176,16 @@ class Session:
 
 
 def running_cluster(address: str | None, environment: Mapping[str, str]) -> str | None:
-    """Address of the cluster that would be used: told, RAY_ADDRESS, or one on this machine.
+    """Address of the cluster that would be used: the one that this process is connected to, else
+    told, RAY_ADDRESS, or one on this machine.
 
     Raises:
         Refused: The address is of a kind that cannot be used.
     """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        own: str = ray.get_runtime_context().gcs_address
+        return own
     told = address or environment.get("RAY_ADDRESS") or "auto"
     if told not in ("auto", "local"):
         if "://" in told:
