@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
@@ -28,6 +29,8 @@ from launcher.members import Members
 from launcher.plan import DeploymentPlan
 from launcher.restarts import Restarts
 
+logger = logging.getLogger(__name__)
+
 _TAIL_LINES = 1000
 _FORCED_STOP_S = 0.0
 _LOOK_S = 0.25
@@ -43,6 +46,7 @@ class Deployment:
         tell: Called with (process, what it does now) at every phase and state that it enters.
 
     Attributes:
+        incarnations: How many times each process has been started.
         failure: The first thing that went wrong: a process that ended, a start that failed.
         loads: Of the ranks, as last told.
     """
@@ -58,10 +62,11 @@ class Deployment:
         self._link: CoordinatorLink | None = None
         self.failure: LauncherError | None = None
         self._has_coordinator = True
+        self.incarnations = {process.name: 1 for process in plan.processes}
         self._hello = ApplyPlan(
             list(plan.processes),
             msgspec.Raw(ENCODER.encode(plan)),
-            incarnations={process.name: 1 for process in plan.processes},
+            incarnations=dict(self.incarnations),
         )
         self._roles = {process.name: process.role for process in plan.processes}
         self._restarts = Restarts(plan.settings.restart)
@@ -77,11 +82,6 @@ class Deployment:
         return self._members.membership, self._heard_s
 
     @property
-    def incarnations(self) -> dict[str, int]:
-        """How many times each process has been started."""
-        return self._hello.incarnations
-
-    @property
     def num_requests(self) -> int:
         """Requests in flight at the front ends that live, as of their last heartbeats."""
         return self._members.num_requests
@@ -93,7 +93,7 @@ class Deployment:
             StartFailed: A process ended, is not what was planned, or the deadline passed.
         """
         self._start_deadline_s = deadline_s
-        for name, incarnation in self._hello.incarnations.items():
+        for name, incarnation in self.incarnations.items():
             self._watch_for_hangs(name, incarnation)
         try:
             async with asyncio.timeout(deadline_s):
@@ -101,13 +101,7 @@ class Deployment:
                 self._connect()
                 ended = await self._exit_before(self._all_ready())
         except TimeoutError:
-            late = self._members.unready(self._roles)
-            said = "; ".join(f"{name} {what}" for name, what in late.items())
-            self.failure = StartFailed(
-                f"not ready after {deadline_s:g} s (backend.start_deadline_s): {said}"
-                + self._last_words(next(iter(late))),
-                f"backend.start_deadline_s={2 * deadline_s:g}, or see {self._log_hint()}",
-            )
+            self.failure = self._late(deadline_s)
             raise self.failure from None
         except LauncherError as problem:
             self.failure = problem
@@ -191,8 +185,7 @@ class Deployment:
     async def _restarted(self) -> None:
         """Waits until no process is half started; one that could not be is in `failure`."""
         if self._restarting is not None:
-            with contextlib.suppress(LauncherError):
-                await asyncio.shield(self._restarting)
+            await asyncio.wait([self._restarting], timeout=self._plan.settings.health.stop_s)
 
     def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -244,6 +237,7 @@ class Deployment:
                 self._has_coordinator = False
             raise
         self._watch_for_hangs(name, incarnation)
+        self.incarnations[name] = incarnation
         self._tell_coordinator(incarnations=self._hello.incarnations | {name: incarnation})
 
     def _watch_for_hangs(self, name: str, incarnation: int) -> None:
@@ -257,7 +251,10 @@ class Deployment:
             for name, complaint in self._hangs.look(time.monotonic()):
                 self._tell(name, f"hangs: {complaint}; killing it")
                 self._complaints[name] = complaint
-                await self._executor.kill(name)
+                try:
+                    await self._executor.kill(name)
+                except Exception:  # a defect; the others are looked after all the same
+                    logger.exception("%s could not be killed", name)
 
     def _tell_coordinator(self, **changes: Any) -> None:
         """Changes what this, and any later, coordinator is told."""
@@ -303,6 +300,11 @@ class Deployment:
             self._has_coordinator = False
         elif self._link is not None:
             self._link.send(ProcessExited(ended.name, ended.incarnation, ended.reason))
+            # a coordinator that is started again would wait for it
+            there = self._hello.incarnations.items()
+            self._tell_coordinator(
+                incarnations={name: number for name, number in there if name != ended.name}
+            )
         times = self._restarts.recent(ended.name, time.monotonic()) + 1
         options = self._plan.settings.restart
         often = f", {times} times in {options.window_s:g} s" if times > 1 else ""
@@ -312,6 +314,16 @@ class Deployment:
         problem = error(message, f"see {self._log_hint()}")
         self.failure = self.failure or problem
         return problem
+
+    def _late(self, deadline_s: float) -> StartFailed:
+        """Why it is not ready after so long."""
+        late = self._members.unready(self._roles)
+        said = "; ".join(f"{name} {what}" for name, what in late.items())
+        words = self._last_words(next(iter(late))) if late else ""
+        return StartFailed(
+            f"not ready after {deadline_s:g} s (backend.start_deadline_s): {said}{words}",
+            f"backend.start_deadline_s={2 * deadline_s:g}, or see {self._log_hint()}",
+        )
 
     def _last_words(self, name: str, reason: str = "") -> str:
         return last_words(self._executor.log_tail(name, _TAIL_LINES), reason)

@@ -7,8 +7,6 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from rich.console import Console
-
 from engine.wording import counted
 from launcher.control import SOCKET_NAME, Stage
 from launcher.control_server import Control
@@ -18,6 +16,7 @@ from launcher.executors import make_executor
 from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
 from launcher.run_directory import RunDirectory
+from launcher.terminal import Terminal
 
 Check = Callable[[Executor, Callable[[str], None]], None]
 """Looks at a deployment that is ready, in a thread, and tells what it has seen."""
@@ -67,7 +66,7 @@ class Serving:
         self._on_ready, self._takes_signals = on_ready, takes_signals
         self.num_cut_off: int | None = None
         self._executor = make_executor(plan, means, self._tell)
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._terminal = Terminal()
         self._began = time.monotonic()
         self._deployment = Deployment(plan, self._executor, self._tell)
         self._signals = Signals()
@@ -88,6 +87,7 @@ class Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._takes_signals else ():
             loop.add_signal_handler(number, self._take_signal, number)
+        how = ""
         try:
             self._executor.reserve()
             async with self._control:
@@ -104,7 +104,9 @@ class Serving:
                     await self._stop()
                     self._say(how)
         finally:
-            self._executor.release(keep_logs=self._deployment.failure is not None)
+            has_failed = how == "ended: failed" or self._deployment.failure is not None
+            self._executor.release(keep_logs=has_failed)
+            self._terminal.close()
         return 0
 
     async def _start(self, deadline_s: float) -> None:
@@ -216,8 +218,7 @@ class Serving:
         self._say(f"{elapsed_s:6.1f} s  {process:<12} {news}")
 
     def _say(self, line: str, style: str | None = None) -> None:
-        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop serving
-            self._console.print(line, style=style, markup=False)
+        self._terminal.say(line, style)
 
 
 class Signals:

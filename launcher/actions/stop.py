@@ -41,7 +41,8 @@ def stop(name: str, force: bool) -> int:
         if ended is None and time.monotonic() >= deadline:
             raise NoAnswer(f"{name}: not ended after {limit_s:g} s", "stop.force=true")
         if not client.wait_until_gone(_MARGIN_S):
-            message = f"{name}: launcher pid {asked.pid} is still there, its processes are not"
+            rest = "its processes are not" if ended is not None else "but says nothing any more"
+            message = f"{name}: launcher pid {asked.pid} is still there, {rest}"
             raise NoAnswer(message, f"kill -9 {asked.pid} ends it")
     if ended is None:
         raise StoppedBadly(f"{name}: ended without a word: its launcher was killed, or has failed")

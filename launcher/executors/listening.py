@@ -12,6 +12,7 @@ from engine.config import FrontendOptions
 from launcher.errors import Refused
 
 _BACKLOG = 2048
+_ANY = ("0.0.0.0", "::")
 
 Address = tuple[Any, ...]
 """What `socket.bind` takes: (host, port) or (host, port, flow, scope)."""
@@ -22,13 +23,14 @@ def listen(options: FrontendOptions) -> list[socket.socket]:
 
     With several, each has its own (SO_REUSEPORT), so that the kernel spreads connections evenly.
     The first listens without that option before it gets it: so at no moment can another deployment
-    that does the same share the port.
+    that does the same share the port. Later the kernel would let other programs of this user join
+    (socket(7), SO_REUSEPORT).
 
     Raises:
         Refused: The port is taken or not ours to take, or the host is none of this machine's.
     """
     family, address = _resolve(options)
-    with contextlib.ExitStack() as opened, _explained(options):
+    with contextlib.ExitStack() as opened, _explained(options, family, address[0]):
         first = opened.enter_context(_listening(family, address, shared=False))
         sockets = [first]
         if options.count > 1:
@@ -79,19 +81,22 @@ def _listening(family: socket.AddressFamily, address: Address, shared: bool) -> 
 
 
 @contextlib.contextmanager
-def _explained(options: FrontendOptions) -> Iterator[None]:
+def _explained(options: FrontendOptions, family: socket.AddressFamily, host: str) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise _refusal(problem, options) from problem
+        raise _refusal(problem, options, family, host) from problem
 
 
-def _refusal(problem: OSError, options: FrontendOptions) -> Refused:
+def _refusal(
+    problem: OSError, options: FrontendOptions, family: socket.AddressFamily, host: str
+) -> Refused:
     match problem.errno:
         case errno.EADDRINUSE:
             return Refused(
-                f"frontend.port is taken: {options.port}{_holder(options.port)}",
-                f"frontend.port={_next_port(options.port)}, or frontend.port=0 for any free one",
+                f"frontend.port is taken: {options.port}{_holder(host, options.port)}",
+                f"frontend.port={_next_port(family, host, options.port)}, or frontend.port=0 for"
+                " any free one",
             )
         case errno.EACCES:
             return Refused(
@@ -104,22 +109,24 @@ def _refusal(problem: OSError, options: FrontendOptions) -> Refused:
             )
 
 
-def _holder(port: int) -> str:
-    """Who listens on the port, as far as this user may know."""
+def _holder(host: str, port: int) -> str:
+    """Who listens there, or on every address, as far as this user may know."""
+    hosts = (host, *_ANY)
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             if connection.status != psutil.CONN_LISTEN or not connection.laddr:
                 continue
-            if connection.laddr.port == port and connection.pid:
+            ip, taken = connection.laddr
+            if taken == port and connection.pid and (ip in hosts or host in _ANY):
                 command = " ".join(psutil.Process(connection.pid).cmdline()).strip()[:80]
                 return f" (by pid {connection.pid}: {command})"
     return ""
 
 
-def _next_port(port: int) -> int:
+def _next_port(family: socket.AddressFamily, host: str, port: int) -> int:
     """The next port that is free just now: a hint, not a promise."""
     for candidate in range(port + 1, 65536):
-        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", candidate))
+        with contextlib.closing(socket.socket(family)) as probe, contextlib.suppress(OSError):
+            probe.bind((host, candidate))
             return candidate
     return 0

@@ -168,8 +168,7 @@ class MpExecutor:
             os.close(log)
         self._children[spec.name] = _Child(incarnation, process, ours)
         self._watchers.append(asyncio.create_task(self._watch(spec.name, incarnation, process)))
-        with contextlib.suppress(BrokenPipeError):  # it died already: the watcher tells
-            await asyncio.to_thread(_write_all, ours, frame(msgspec.msgpack.encode(launch)))
+        await asyncio.to_thread(_write_all, os.dup(ours), frame(msgspec.msgpack.encode(launch)))
 
     def _ports_of(self, spec: ProcessSpec) -> tuple[int, ...]:
         """Where a process listens for other machines, but for the coordinator's own endpoint."""
@@ -247,6 +246,11 @@ def _signal_name(number: int) -> str:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    """Writes to a descriptor of its own, since the executor may close the pipe's meanwhile."""
+    try:
+        with open(fd, "wb", buffering=0) as pipe:
+            view = memoryview(data)
+            while view:
+                view = view[pipe.write(view) :]
+    except BrokenPipeError:
+        pass  # the process died already: its watcher tells
