@@ -91,12 +91,8 @@ class Session:
                 f"the Ray cluster at {self.address} does not answer within {CONNECT_S:g} s",
                 "cluster=emulated, or see `ray status`",
             ) from None
-        except (ConnectionError, RuntimeError, ValueError) as problem:
-            first = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-            raise Refused(
-                f"no connection to the Ray cluster at {self.address}: {first}",
-                "run the launcher on a node of the cluster, or cluster=emulated",
-            ) from problem
+        except Exception as problem:  # Ray has no one class for what can be wrong
+            raise _refused(self.address, problem) from problem
 
     def discover(self, machine: Cluster, grows: bool | None = None) -> Cluster:
         """The nodes as they are now; the head is the one that this process runs on.
@@ -210,6 +206,20 @@ def _check_reach(address: str) -> None:
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise Refused(f"no Ray cluster answers at {address}: {reason}", hint) from None
+
+
+def _refused(address: str, problem: Exception) -> Refused:
+    """What the user can do about a connection that has failed."""
+    if "AuthenticationError" in f"{problem!r} {problem.__cause__}":
+        return Refused(
+            f"the Ray cluster at {address} wants its token, which is missing here or another one",
+            "RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
+        )
+    first = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+    return Refused(
+        f"no connection to the Ray cluster at {address}: {first}",
+        "run the launcher on a node of the cluster, or cluster=emulated",
+    )
 
 
 @dataclass(slots=True)
