@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# Which of conf/ci: those that need no Ray.
+SMOKE ?= mp_*
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
@@ -14,13 +16,14 @@ INSTALL_LOCKED := $(INSTALL) --no-build-isolation --require-hashes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test sanitize check lint format format-check types spelling lock clean
+.PHONY: help serve test smoke sanitize check lint format format-check types spelling lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo
 	@echo '  ARGS="dp=2 model=tiny"      overrides for make serve'
 	@echo '  PYTEST_ARGS="-x tests/..."  options for make test (now: $(PYTEST_ARGS))'
+	@echo '  SMOKE="*"                   configs for make smoke (now: $(SMOKE))'
 	@echo '  PYTHON=python3.12           the Python that .venv is made with (3.11 or newer)'
 	@echo '  TORCH_INDEX=URL             package index to take torch from, to choose a CPU or CUDA build'
 
@@ -29,6 +32,9 @@ serve: $(VENV)/.flotilla  ## install what is missing and serve the default model
 
 test: $(VENV)/.flotilla $(VENV)/.dev  ## install what is missing and run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+smoke: $(VENV)/.flotilla  ## run the smoke tests in conf/ci, each a real deployment
+	$(BIN)/python -m launcher -m '+ci=glob($(SMOKE))' $(ARGS)
 
 SANITIZERS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 # Python and torch have leaks of their own, which say nothing about the kernels.

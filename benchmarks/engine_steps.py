@@ -50,6 +50,7 @@ def _make_core(args: argparse.Namespace) -> EngineCore:
         cache={"block_size": 16, "num_blocks": 4096, "prefix_caching": False},
     )
     runner = TorchRunner(settings, args.directory, device_id=0, num_threads=args.threads)
+    runner.prepare_kernels()
     runner.load_weights()
     runner.allocate_cache()
     runner.warm_up()

@@ -160,6 +160,9 @@ class HealthOptions:
     suspect_s: float = option(60.0, gt=0, le=86400)
     """Seconds that a rank may be suspect or out of reach, and silent, before the requests that it
     has fail; they are aborted when it comes back."""
+    hang_s: float = option(10.0, ge=1, le=86400)
+    """A front end that stays suspect, or a coordinator that stays silent, for so long after
+    `silence_s` hangs: it is killed and started again."""
     min_ranks: int = option(1, ge=1, le=4096)
     """Ranks that must be able to work for `/ready` to say so, once all have been."""
     stop_s: float = option(5.0, gt=0, le=600)

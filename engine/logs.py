@@ -1,6 +1,7 @@
 """Log lines of one process: to stderr, which the executor leads into one file per process."""
 
 import logging
+import re
 import sys
 
 from engine.config import LogLevel
@@ -12,6 +13,14 @@ _LEVELS = {
     LogLevel.warning: logging.WARNING,
     LogLevel.error: logging.ERROR,
 }
+
+
+_ROUTINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (DEBUG|INFO) ")
+
+
+def is_routine(line: str) -> bool:
+    """Whether a line of a log tells of no trouble: a warning, an error, or what came with one."""
+    return _ROUTINE.match(line) is not None
 
 
 def configure(process: str, level: LogLevel) -> None:

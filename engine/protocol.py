@@ -60,6 +60,8 @@ class Phase(Enum):
     importing = "importing"
     loading_tokenizer = "loading tokenizer"
     connecting = "connecting to engines"
+    preparing_kernels = "preparing kernels"
+    """Builds those that are not in the cache, which takes seconds."""
     loading_weights = "loading weights"
     allocating_cache = "allocating cache"
     warming_up = "warming up"

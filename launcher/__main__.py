@@ -5,9 +5,9 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
@@ -17,15 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine import __version__
-from launcher.cluster import Cluster
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report
-from launcher.plan import DeploymentPlan
 
 if TYPE_CHECKING:
-    from launcher.executors.ray.session import Session
-    from launcher.resolve import Resolved
+    from launcher.planning import Planned
+    from launcher.smoke.sweep import SmokeSweep
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
 """Set, Hydra raises its errors instead of printing them."""
@@ -59,15 +57,26 @@ def run() -> int:
         from launcher.config_errors import explain_flags
 
         return report(explain_flags(unknown, flags.overrides))
+    if flags.version:
+        return show_version(flags)
     if flags.help:
         return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
+    sweep: SmokeSweep | None = None
 
     def job(composed: DictConfig) -> None:
+        nonlocal sweep
         del os.environ[RAISE_ERRORS]
         try:
-            exit_codes.append(launch(to_config(composed, flags), HydraConfig.get().overrides.task))
+            if flags.multirun and composed.action is Action.smoke:
+                from launcher.smoke.sweep import SmokeSweep
+
+                sweep = sweep or SmokeSweep()
+                sweep.run([*searched(flags), *HydraConfig.get().overrides.task])
+            else:
+                typed = HydraConfig.get().overrides.task
+                exit_codes.append(launch(to_config(composed, flags), typed))
         except Refused as error:
             exit_codes.append(report(error))
         except Exception as bug:
@@ -78,14 +87,54 @@ def run() -> int:
 
     os.environ[RAISE_ERRORS] = "1"
     try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        with no_sweep_directory(flags):
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+        if flags.multirun and not (exit_codes or sweep or flags.cfg or flags.info):
+            typed = " ".join(flags.overrides)
+            exit_codes.append(report(Refused(f"no choice fits, nothing was run: {typed}")))
     except Exception as error:
         if error in bugs:
             raise
         exit_codes.append(report(explained(error, flags)))
     finally:
         del os.environ[RAISE_ERRORS]
+        if sweep is not None:
+            exit_codes.append(sweep.finish())
     return max(exit_codes, default=0)
+
+
+def show_version(flags: argparse.Namespace) -> int:
+    if flags.overrides:
+        said = " ".join(flags.overrides)
+        return report(Refused(f"--version takes nothing beside it: {said}", "--version"))
+    sys.stdout.write(f"flotilla {__version__}\n")
+    return 0
+
+
+@contextmanager
+def no_sweep_directory(flags: argparse.Namespace) -> Iterator[None]:
+    """Lets Hydra note a sweep in a directory that goes with it: it cannot do without one."""
+    chosen = any(each.startswith("hydra.sweep.dir=") for each in flags.overrides)
+    if not flags.multirun or chosen:
+        yield
+        return
+    arguments = sys.argv
+    with tempfile.TemporaryDirectory(prefix="flotilla-sweep-") as path:
+        # Among the other overrides: argparse takes them only where they stand together.
+        last = flags.overrides[-1] if flags.overrides else arguments[-1]
+        after = len(arguments) - arguments[::-1].index(last)
+        override = f"hydra.sweep.dir='{path}'"
+        sys.argv = [*arguments[:after], override, *arguments[after:]]
+        try:
+            yield
+        finally:
+            sys.argv = arguments
+
+
+def searched(flags: argparse.Namespace) -> list[str]:
+    """The flags that say where configs are, for a launcher that shall find the same."""
+    given = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
+    return [f"{flag}={value}" for flag, value in given.items() if value]
 
 
 def show_help(flags: argparse.Namespace) -> int:
@@ -109,7 +158,7 @@ def flag_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         parents=[get_args_parser()], add_help=False, conflict_handler="resolve"
     )
-    parser.add_argument("--version", action="version", version=f"flotilla {__version__}")
+    parser.add_argument("--version", action="store_true")
     return parser
 
 
@@ -153,11 +202,13 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
             case Action.plan | Action.serve | Action.smoke as action:
-                with resolved(config) as found:
-                    plan = make(config, found)
+                # What this needs is imported here: `--cfg job` starts faster.
+                from launcher.planning import planned
+
+                with planned(config) as found:
                     shown = action is Action.plan  # with the plan, its own warnings too
-                    warn((*without_effect(config), *(() if shown else plan.warnings)))
-                    return carry_out(action, plan, config, found.session)
+                    warn((*without_effect(config), *(() if shown else found.plan.warnings)))
+                    return carry_out(action, found, config)
             case _ as never:
                 assert_never(never)
     except LauncherError as error:
@@ -171,62 +222,13 @@ def warn(lines: Iterable[str]) -> None:
         sys.stderr.write(f"warning: {line}\n")
 
 
-@contextmanager
-def resolved(config: LaunchConfig) -> Iterator["Resolved"]:
-    """What there is. What this needs is imported here: `--cfg job` starts faster."""
-    from launcher.resolve import resolve
-
-    found = resolve(config)
-    try:
-        yield found
-    finally:
-        if found.session is not None:
-            found.session.close()
-
-
-def make(config: LaunchConfig, found: "Resolved") -> DeploymentPlan:
-    """The plan of a valid config; a cluster that can grow is asked for what lacks.
-
-    Raises:
-        Refused: It cannot be placed.
-        StartFailed: The cluster did not grow in time.
-    """
-    from launcher.planner import make_plan
-    from launcher.shortage import MustGrow
-
-    def plan(cluster: Cluster) -> DeploymentPlan:
-        return make_plan(
-            replace(config, model=found.model),
-            found.facts,
-            cluster,
-            model_name=found.model_name,
-            passed_environment=found.passed_environment,
-        )
-
-    try:
-        return plan(found.cluster)
-    except MustGrow as shortage:
-        if config.action is Action.plan or found.session is None:
-            raise
-        from launcher.growing import plan_when_grown
-
-        return plan_when_grown(config, shortage, found.session, plan)
-
-
 def carry_out(
     action: Literal[Action.plan, Action.serve, Action.smoke],
-    plan: DeploymentPlan,
+    found: "Planned",
     config: LaunchConfig,
-    session: "Session | None",
 ) -> int:
     """Does it. Whatever carries a plan out sees the plan and its means only."""
-    from launcher.executors.base import Means
-
-    means = Means(
-        start_deadline_s=config.backend.start_deadline_s,
-        group_deadline_s=getattr(config.backend, "group_deadline_s", 60.0),
-        session=session,
-    )
+    plan, means = found.plan, found.means
     match action:
         case Action.plan:
             from launcher.actions.plan import show_plan
@@ -239,7 +241,7 @@ def carry_out(
         case Action.smoke:
             from launcher.actions.smoke import smoke
 
-            return smoke(plan, means)
+            return smoke(plan, means, config.smoke.answer_s, config.smoke.format)
         case _ as never:
             assert_never(never)
 

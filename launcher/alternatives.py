@@ -60,8 +60,9 @@ def _fewer_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Iterator[Chang
 
 def _most_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Change | None:
     most = config.dp - 1 if room.ranks is None else min(config.dp - 1, room.ranks)
+    fewest = 2 if config.topology.kind is TopologyKind.split else 1
     if config.topology.strategy is Strategy.strict:  # one more rank can be what makes it even
-        fewer = range(most, max(0, most - _MAX_TRIES), -1)
+        fewer = range(most, max(fewest - 1, most - _MAX_TRIES), -1)
         return next(_first((_with_dp(config, dp) for dp in fewer), fits), None)
     low, high = 0, most + 1  # bisected, since fewer ranks never need more
     if most and fits(_with_dp(config, most)[1]):
@@ -69,7 +70,7 @@ def _most_ranks(config: LaunchConfig, room: Room, fits: Fits) -> Change | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(_with_dp(config, middle)[1]) else (low, middle)
-    return _with_dp(config, low) if low else None
+    return _with_dp(config, low) if low >= fewest else None
 
 
 def _with_dp(config: LaunchConfig, dp: int) -> Change:

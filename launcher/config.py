@@ -62,6 +62,11 @@ class StatusFormat(Enum):
     json = "json"
 
 
+class SmokeFormat(Enum):
+    table = "table"
+    json = "json"
+
+
 @dataclass(slots=True, kw_only=True)
 class BackendOptions:
     """What every backend has; each choice of the group `backend` is a class of its own."""
@@ -183,12 +188,20 @@ class StopOptions:
 
 
 @dataclass(slots=True, kw_only=True)
+class SmokeOptions:
+    answer_s: float = option(20.0, gt=0, le=3600)
+    """Seconds that `action=smoke` gives each answer to be complete."""
+    format: SmokeFormat = SmokeFormat.table
+    """How `action=smoke` tells its results: table (on stderr), json (on stdout)."""
+
+
+@dataclass(slots=True, kw_only=True)
 class LaunchConfig:
     """Everything a user can say."""
 
     action: Action = Action.serve
-    """serve, plan (show what would run where), smoke (start, ask, stop), status and stop (of the
-    running deployment `name`)."""
+    """serve, plan (show what would run where), smoke (start, check everything, end); of the running
+    deployment `name`: status, stop."""
     name: str = "flotilla"
     """Of the deployment: lower-case letters, digits and hyphens, at most 40."""
     dp: int = option(1, ge=1, le=4096)
@@ -216,6 +229,7 @@ class LaunchConfig:
     plan: PlanOptions = field(default_factory=PlanOptions)
     status: StatusOptions = field(default_factory=StatusOptions)
     stop: StopOptions = field(default_factory=StopOptions)
+    smoke: SmokeOptions = field(default_factory=SmokeOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {

@@ -19,6 +19,7 @@ from launcher.config import (
     MpOptions,
     PlanFormat,
     RayOptions,
+    SmokeFormat,
     StatusFormat,
     Strategy,
     TopologyKind,
@@ -75,6 +76,8 @@ def without_effect(config: LaunchConfig) -> list[str]:
         lines.append(f"status.format={format} has no effect without action=status")
     if config.stop.force:
         lines.append("stop.force=true has no effect without action=stop")
+    if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
+        lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
     return lines
 
 
@@ -173,15 +176,17 @@ def _backend(config: LaunchConfig) -> Iterator[Problem]:
     topology, cluster = config.topology.kind, config.cluster
     if topology is not TopologyKind.head_only:
         must = f"ray with topology={topology.name}, mp uses the head alone"
+        yield Problem(f"backend must be {must}: mp", "topology=head_only, or backend=ray")
     elif isinstance(cluster, ExistingClusterOptions | EmulatedClusterOptions):
         must = f"ray with cluster={cluster.choice}, mp uses this machine as it is"
-    else:
-        return
-    yield Problem(f"backend must be {must}: mp", "backend=ray")
+        yield Problem(f"backend must be {must}: mp", "cluster=auto, or backend=ray")
 
 
 def _ranks_on_head(config: LaunchConfig) -> Iterator[Problem]:
     dp, dp_local = config.dp, config.topology.dp_local
+    if config.topology.kind is TopologyKind.split and dp == 1:
+        yield Problem("dp must be at least 2 with topology=split: 1", "topology=head_only, or dp=2")
+        return
     if dp_local is None:
         return
     match config.topology.kind:

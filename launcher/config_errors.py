@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -150,7 +150,11 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
             yield Problem(f"{NOT_TAKEN_AWAY}: {text}")
     elif override.is_sweep_override():
         if multirun and override.is_discrete_sweep():
-            each = (_problem(key, value, text, catalogue) for value in override.sweep_iterator())
+            if isinstance(override.value(), Glob):  # it finds nothing but choices that there are
+                values: Iterable[object] = catalogue.groups.get(key, [text.partition("=")[2]])
+            else:
+                values = override.sweep_iterator()
+            each = (_problem(key, value, text, catalogue) for value in values)
             yield from [problem for problem in each if problem is not None][:1]
         elif not multirun:
             yield Problem(

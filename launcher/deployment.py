@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,18 +17,23 @@ from engine.protocol import (
     ApplyPlan,
     DeploymentState,
     Loads,
-    Member,
     Membership,
     ProcessExited,
-    ProcessState,
 )
 from launcher.errors import DeploymentFailed, LauncherError, StartFailed
 from launcher.executors.base import Executor, Exit
+from launcher.hangs import Hangs
+from launcher.last_words import last_words
+from launcher.members import Members
 from launcher.plan import DeploymentPlan
 from launcher.restarts import Restarts
 
-_TAIL_LINES = 20
+_TAIL_LINES = 1000
 _FORCED_STOP_S = 0.0
+_LOOK_S = 0.25
+"""Seconds between two looks for processes that hang."""
+_SILENT_STOP_S = 2.0
+"""Seconds in which processes may end before the launcher says for whom it waits."""
 
 
 class Deployment:
@@ -44,12 +51,11 @@ class Deployment:
         self, plan: DeploymentPlan, executor: Executor, tell: Callable[[str, str], None]
     ) -> None:
         self._plan, self._executor, self._tell = plan, executor, tell
-        self._membership: Membership | None = None
+        self._members = Members(tell)
         self._heard_s = time.monotonic()
         self.loads: Loads | None = None
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
-        self._told: dict[str, str] = {}
         self.failure: LauncherError | None = None
         self._has_coordinator = True
         self._hello = ApplyPlan(
@@ -60,11 +66,15 @@ class Deployment:
         self._roles = {process.name: process.role for process in plan.processes}
         self._restarts = Restarts(plan.settings.restart)
         self._restarting: asyncio.Task[None] | None = None
+        self._hangs = Hangs(plan.settings.health)
+        self._complaints: dict[str, str] = {}
+        self._ending_hung: asyncio.Task[None] | None = None
+        self._start_deadline_s = math.inf
 
     @property
     def heard(self) -> tuple[Membership | None, float]:
         """The coordinator's last word, and when it came (monotonic clock)."""
-        return self._membership, self._heard_s
+        return self._members.membership, self._heard_s
 
     @property
     def incarnations(self) -> dict[str, int]:
@@ -74,9 +84,7 @@ class Deployment:
     @property
     def num_requests(self) -> int:
         """Requests in flight at the front ends that live, as of their last heartbeats."""
-        alive = (ProcessState.ready, ProcessState.suspect)
-        front_ends = self._members(Role.frontend)
-        return sum(member.num_requests for member in front_ends if member.state in alive)
+        return self._members.num_requests
 
     async def start(self, deadline_s: float) -> None:
         """Starts every process and waits until all are ready.
@@ -84,13 +92,16 @@ class Deployment:
         Raises:
             StartFailed: A process ended, is not what was planned, or the deadline passed.
         """
+        self._start_deadline_s = deadline_s
+        for name, incarnation in self._hello.incarnations.items():
+            self._watch_for_hangs(name, incarnation)
         try:
             async with asyncio.timeout(deadline_s):
                 await self._executor.start()
                 self._connect()
                 ended = await self._exit_before(self._all_ready())
         except TimeoutError:
-            late = self._unready()
+            late = self._members.unready(self._roles)
             said = "; ".join(f"{name} {what}" for name, what in late.items())
             self.failure = StartFailed(
                 f"not ready after {deadline_s:g} s (backend.start_deadline_s): {said}"
@@ -103,6 +114,7 @@ class Deployment:
             raise
         if ended is not None:
             raise self._note_exit(ended, StartFailed)
+        self._ending_hung = asyncio.create_task(self._end_hung())
 
     async def watch(self) -> None:
         """Starts front ends and the coordinator again when they end. Returns never.
@@ -111,7 +123,7 @@ class Deployment:
             DeploymentFailed: An engine core ended, or another process too often.
         """
         while True:
-            ended = await self._executor.next_exit()
+            ended = await self._next_exit()
             if self._roles[ended.name] is Role.engine or not await self._restart(ended):
                 raise self._note_exit(ended, DeploymentFailed)
 
@@ -127,13 +139,12 @@ class Deployment:
         Raises:
             DeploymentFailed: The coordinator is gone, without which nothing can be drained.
         """
-        if self._restarting is not None:
-            await self._restarting
+        await self._restarted()
         self._tell_coordinator(state=DeploymentState.draining)
         limit_s = max(limit_s, 2 * self._plan.settings.health.heartbeat_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while not self._is_drained():
+                while not self._members.is_drained:
                     if not self._has_coordinator:
                         raise DeploymentFailed("requests cut off: there is no coordinator")
                     ended = await self._exit_before(self._next_change())
@@ -141,9 +152,9 @@ class Deployment:
                         continue
                     is_coordinator = self._roles[ended.name] is Role.coordinator
                     if not is_coordinator or not await self._restart(ended):
+                        self._tell(ended.name, f"ended: {ended.reason}")
                         self._note_exit(ended, DeploymentFailed)
-        late = [m for m in self._members(Role.frontend) if m.state is ProcessState.ready]
-        return sum(member.num_requests for member in late)
+        return self.num_requests
 
     async def stop(self) -> None:
         """Ends every process."""
@@ -153,14 +164,35 @@ class Deployment:
         """Ends every process at once."""
         await self._stop(_FORCED_STOP_S)
 
+    async def kill_late(self) -> None:
+        """Ends at once the processes for which `stop` waits."""
+        for name in self._executor.alive():
+            await self._executor.kill(name)
+
     async def _stop(self, grace_s: float) -> None:
-        if self._restarting is not None:
-            with contextlib.suppress(LauncherError):
-                await self._restarting
+        if self._ending_hung is not None:
+            self._ending_hung.cancel()
+        await self._restarted()
         if self._link is not None:
             self._link.close()
             self._link = None
-        await self._executor.stop(grace_s)
+        telling = asyncio.create_task(self._tell_who_is_late(grace_s))
+        try:
+            await self._executor.stop(grace_s)
+        finally:
+            telling.cancel()
+
+    async def _tell_who_is_late(self, grace_s: float) -> None:
+        await asyncio.sleep(_SILENT_STOP_S)
+        if grace_s > _SILENT_STOP_S:
+            for name in self._executor.alive():
+                self._tell(name, f"has not ended: waiting, at most {grace_s:g} s (health.stop_s)")
+
+    async def _restarted(self) -> None:
+        """Waits until no process is half started; one that could not be is in `failure`."""
+        if self._restarting is not None:
+            with contextlib.suppress(LauncherError):
+                await asyncio.shield(self._restarting)
 
     def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -183,24 +215,18 @@ class Deployment:
         self._link.start()
 
     def _take(self, membership: Membership) -> None:
-        self._membership, self._heard_s = membership, time.monotonic()
-        for member in membership.members:
-            news, before = _news(member), self._told.get(member.name, "")
-            was_suspect = before.startswith(ProcessState.suspect.value)
-            is_still = was_suspect and member.state is ProcessState.suspect  # its reason grows
-            if news == before or is_still:
-                continue
-            self._told[member.name] = news
-            is_ready = member.state is ProcessState.ready
-            self._tell(member.name, "ready again" if was_suspect and is_ready else news)
+        self._heard_s = time.monotonic()
+        self._hangs.take(membership)
+        self._members.take(membership)
         self._changed.set()
 
     async def _restart(self, ended: Exit) -> bool:
         """Starts a process again that has ended. False: it has ended too often."""
-        options, name = self._plan.settings.restart, ended.name
-        if not self._restarts.allow(name, time.monotonic()):
+        options, name, now = self._plan.settings.restart, ended.name, time.monotonic()
+        self._hangs.ended(name)
+        if not self._restarts.allow(name, now):
             return False
-        number = f"{self._restarts.recent(name)} of {options.limit} in {options.window_s:g} s"
+        number = f"{self._restarts.recent(name, now)} of {options.limit} in {options.window_s:g} s"
         self._tell(name, f"ended: {ended.reason}; starting it again ({number})")
         if self._link is not None and self._roles[name] is not Role.coordinator:
             self._link.send(ProcessExited(name, ended.incarnation, ended.reason))
@@ -214,8 +240,24 @@ class Deployment:
             incarnation = await self._executor.restart(name)
         except LauncherError as problem:
             self.failure = self.failure or problem
+            if self._roles[name] is Role.coordinator:
+                self._has_coordinator = False
             raise
+        self._watch_for_hangs(name, incarnation)
         self._tell_coordinator(incarnations=self._hello.incarnations | {name: incarnation})
+
+    def _watch_for_hangs(self, name: str, incarnation: int) -> None:
+        if self._roles[name] is not Role.engine:  # these alone can be started again
+            self._hangs.started(name, incarnation, self._start_deadline_s)
+
+    async def _end_hung(self) -> None:
+        """Kills what hangs; that it has ended is then heard as of any other process."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for name, complaint in self._hangs.look(time.monotonic()):
+                self._tell(name, f"hangs: {complaint}; killing it")
+                self._complaints[name] = complaint
+                await self._executor.kill(name)
 
     def _tell_coordinator(self, **changes: Any) -> None:
         """Changes what this, and any later, coordinator is told."""
@@ -226,33 +268,24 @@ class Deployment:
     async def _all_ready(self) -> None:
         while True:
             await self._next_change()
-            membership = self._membership
-            assert membership is not None
-            if membership.drift:
-                raise StartFailed("not what was planned: " + "; ".join(membership.drift))
-            ready = {m.name for m in membership.members if m.state is ProcessState.ready}
-            if ready >= {process.name for process in self._plan.processes}:
+            if self._members.drift:
+                raise StartFailed("not what was planned: " + "; ".join(self._members.drift))
+            if not self._members.unready(self._roles):
                 return
-
-    def _is_drained(self) -> bool:
-        membership = self._membership
-        return (
-            membership is not None
-            and membership.state is DeploymentState.draining
-            and all(
-                member.state in (ProcessState.drained, ProcessState.lost)
-                for member in self._members(Role.frontend)
-            )
-        )
 
     async def _next_change(self) -> None:
         await self._changed.wait()
         self._changed.clear()
 
+    async def _next_exit(self) -> Exit:
+        ended = await self._executor.next_exit()
+        complaint = self._complaints.pop(ended.name, "")
+        return replace(ended, reason=f"killed by the launcher: {complaint}") if complaint else ended
+
     async def _exit_before(self, wait: Coroutine[None, None, None]) -> Exit | None:
         """Waits; the process that ended before, if one did."""
         waiting = asyncio.ensure_future(wait)
-        ending = asyncio.ensure_future(self._executor.next_exit())
+        ending = asyncio.ensure_future(self._next_exit())
         try:
             await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():  # first, since nobody else will hear of it
@@ -265,45 +298,23 @@ class Deployment:
 
     def _note_exit(self, ended: Exit, error: type[LauncherError]) -> LauncherError:
         """What happened to a process, with its last words; tells the coordinator too."""
+        self._hangs.ended(ended.name)
         if ended.name == Role.coordinator.value:
             self._has_coordinator = False
         elif self._link is not None:
             self._link.send(ProcessExited(ended.name, ended.incarnation, ended.reason))
-        times = self._restarts.recent(ended.name) + 1
+        times = self._restarts.recent(ended.name, time.monotonic()) + 1
         options = self._plan.settings.restart
         often = f", {times} times in {options.window_s:g} s" if times > 1 else ""
-        message = f"{ended.name} ended: {ended.reason}{often}{self._last_words(ended.name)}"
+        message = (
+            f"{ended.name} ended: {ended.reason}{often}{self._last_words(ended.name, ended.reason)}"
+        )
         problem = error(message, f"see {self._log_hint()}")
         self.failure = self.failure or problem
         return problem
 
-    def _last_words(self, name: str) -> str:
-        lines = self._executor.log_tail(name, _TAIL_LINES)
-        return "".join(f"\n    {line}" for line in lines)
+    def _last_words(self, name: str, reason: str = "") -> str:
+        return last_words(self._executor.log_tail(name, _TAIL_LINES), reason)
 
     def _log_hint(self) -> str:
         return self._executor.log_path("*")
-
-    def _unready(self) -> dict[str, str]:
-        """Who is not ready, and what they do."""
-        found = {member.name: member for member in self._members()}
-        late = {}
-        for process in self._plan.processes:
-            member = found.get(process.name)
-            if member is None:
-                late[process.name] = "has not registered"
-            elif member.state is not ProcessState.ready:
-                late[process.name] = f"is {_news(member)}"
-        return late
-
-    def _members(self, role: Role | None = None) -> list[Member]:
-        members = self._membership.members if self._membership is not None else []
-        return [member for member in members if role is None or member.role is role]
-
-
-def _news(member: Member) -> str:
-    if member.state in (ProcessState.starting, ProcessState.ready):
-        again = f"start {member.incarnation}" if member.incarnation > 1 else ""
-        remarks = "; ".join(filter(None, (again, member.remark)))
-        return f"{member.phase.value} ({remarks})" if remarks else member.phase.value
-    return f"{member.state.value}: {member.reason}" if member.reason else member.state.value

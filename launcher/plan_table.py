@@ -17,6 +17,8 @@ from launcher.plan import DeploymentPlan, PlacementGroup
 from launcher.sizes import format_bytes
 
 HEADINGS = ("node", "process", "local rank", "placement group", "devices", "threads")
+GROUP = HEADINGS.index("placement group")
+"""Left out where nobody makes placement groups: with `backend=mp`."""
 MAX_ALIKE = 2
 """Nodes that are alike and stand together; more of them share a row."""
 MAX_RANKS = 8
@@ -67,11 +69,13 @@ class _Section:
 
 def _processes(plan: DeploymentPlan) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 2, 0, 0))
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")
+    shown = [i for i in range(len(HEADINGS)) if i != GROUP or plan.backend != "mp"]
+    for i in shown:
+        table.add_column(HEADINGS[i], overflow="fold")
     for label, rows in _rows(plan):
         for text, row in itertools.zip_longest(label, rows, fillvalue=()):
-            table.add_row(text or "", *row)
+            cells = (text or "", *row)
+            table.add_row(*(cells[i] for i in shown if i < len(cells)))
         table.add_section()
     return table
 

@@ -11,9 +11,10 @@ from launcher.capacity import Need
 from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig, TopologyKind
 from launcher.errors import Refused
+from launcher.given_groups import GivenPlace, given_places
 from launcher.memory import RankMemory, memory_room, size_cache
 from launcher.placement import Home, loads, place, usable_nodes
-from launcher.plan import PLAN_VERSION, DeploymentPlan, sealed
+from launcher.plan import PLAN_VERSION, DeploymentPlan, PlacementGroup, sealed
 from launcher.ports import parse_ports
 from launcher.processes import groups, processes
 from launcher.shortage import DoesNotFit, shortage
@@ -37,6 +38,8 @@ class Decisions:
     """What had to be decided before a plan could be written down."""
 
     homes: tuple[Home, ...]
+    given: tuple[GivenPlace, ...]
+    """Each rank's, if it was given."""
     cache: CacheSettings
     max_model_len: int
 
@@ -48,6 +51,7 @@ def make_plan(
     *,
     model_name: str,
     passed_environment: tuple[str, ...] = (),
+    given: Sequence[PlacementGroup] = (),
 ) -> DeploymentPlan:
     """Which processes run where, and what they are told.
 
@@ -57,18 +61,19 @@ def make_plan(
         cluster: Every machine that could be used.
         model_name: What clients send as `model`.
         passed_environment: Names of other tools' variables that reach the processes.
+        given: Placement groups that stand already and say where ranks go; none: the planner says.
 
     Raises:
         MustGrow: It cannot be placed yet; the cluster can be asked for what lacks.
         Refused: It cannot be placed; the hint names the nearest overrides that can.
     """
 
-    outlook = _outlook(config, facts, cluster)
+    outlook = _outlook(config, facts, cluster, given)
 
     def fits(wanted: LaunchConfig) -> bool:
         try:
-            asked = _outlook(wanted, facts, cluster)
-            found = _decide(wanted, cluster, asked) is not None
+            asked = _outlook(wanted, facts, cluster, given)
+            found = _decide(wanted, cluster, asked, given) is not None
         except Refused:
             return False
         # Nothing leaves the GPUs without saying so.
@@ -77,7 +82,7 @@ def make_plan(
         return found and not leaves
 
     try:
-        decisions = _decide(config, cluster, outlook)
+        decisions = _decide(config, cluster, outlook, given)
         if decisions is None:
             raise shortage(config, cluster, outlook.need, outlook.memory_room)
     except DoesNotFit as problem:
@@ -96,8 +101,8 @@ def make_plan(
             tp=config.tp,
             head=cluster.head.id,
             nodes=cluster.nodes,
-            groups=groups(config, homes, outlook.need),
-            processes=processes(config, cluster, homes, outlook.need),
+            groups=tuple(given) or groups(config, homes, outlook.need),
+            processes=processes(config, cluster, homes, outlook.need, decisions.given),
             settings=_settings(config, facts, outlook, decisions, model_name),
             cluster=cluster.kind,
             ports=parse_ports(config.ports),
@@ -107,8 +112,10 @@ def make_plan(
     )
 
 
-def _outlook(config: LaunchConfig, facts: ModelFacts, cluster: Cluster) -> Outlook:
-    device = _device(config, cluster)
+def _outlook(
+    config: LaunchConfig, facts: ModelFacts, cluster: Cluster, given: Sequence[PlacementGroup]
+) -> Outlook:
+    device = _device(config, cluster, given)
     if config.engine.kernels is Kernels.native and device is not Device.cpu:
         raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
@@ -116,26 +123,34 @@ def _outlook(config: LaunchConfig, facts: ModelFacts, cluster: Cluster) -> Outlo
     return Outlook(device, dtype, Need.of(config, cluster, device), memory)
 
 
-def _decide(config: LaunchConfig, cluster: Cluster, outlook: Outlook) -> Decisions | None:
+def _decide(
+    config: LaunchConfig, cluster: Cluster, outlook: Outlook, given: Sequence[PlacementGroup]
+) -> Decisions | None:
     """Places the ranks and sizes their caches; None where there is no room but for memory.
 
     Raises:
         DoesNotFit: There is too little memory.
     """
-    homes = place(config, cluster, outlook.need, outlook.memory_room)
+    places = given_places(config, cluster, outlook.need, given) if given else ()
+    homes: tuple[Home, ...] | None = tuple(each.home for each in places)
+    if not given:
+        homes = place(config, cluster, outlook.need, outlook.memory_room)
     if homes is None:  # without regard to memory, which has errors of its own
         homes = place(config, cluster, outlook.need, lambda _: None)
     if homes is None:
         return None
     cache, max_model_len = size_cache(outlook.memory, outlook.device, homes)
-    return Decisions(homes, cache, max_model_len)
+    return Decisions(homes, places, cache, max_model_len)
 
 
-def _device(config: LaunchConfig, cluster: Cluster) -> Device:
+def _device(config: LaunchConfig, cluster: Cluster, given: Sequence[PlacementGroup]) -> Device:
     if config.engine.device is not Device.auto:
         return config.engine.device
     if config.model.kind is ModelKind.dummy:
         return Device.cpu  # it computes nothing: as many ranks as wanted, GPUs or not
+    if given:
+        has_gpus = any(bundle.resources.get("GPU") for group in given for bundle in group.bundles)
+        return Device.cuda if has_gpus else Device.cpu
     grows = config.topology.kind in (TopologyKind.auto, TopologyKind.remote_only)
     has_gpus = any(node.gpus for node in usable_nodes(config, cluster))
     return Device.cuda if has_gpus or (grows and "GPU" in cluster.can_add) else Device.cpu

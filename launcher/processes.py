@@ -7,6 +7,7 @@ from engine.config import ProcessSpec, Role, WorkerSpec
 from launcher.capacity import Need
 from launcher.cluster import Cluster, Node
 from launcher.config import LaunchConfig, MpOptions
+from launcher.given_groups import GivenPlace
 from launcher.placement import Home, Load, loads
 from launcher.plan import Bundle, PlacementGroup
 from launcher.shortage import group_strategy
@@ -29,9 +30,17 @@ def groups(config: LaunchConfig, homes: Sequence[Home], need: Need) -> tuple[Pla
 
 
 def processes(
-    config: LaunchConfig, cluster: Cluster, homes: Sequence[Home], need: Need
+    config: LaunchConfig,
+    cluster: Cluster,
+    homes: Sequence[Home],
+    need: Need,
+    given: Sequence[GivenPlace] = (),
 ) -> tuple[ProcessSpec, ...]:
-    """Coordinator and front ends on the head, engine cores where their ranks live."""
+    """Coordinator and front ends on the head, engine cores where their ranks live.
+
+    Args:
+        given: Each rank's bundles in groups of others; none: each rank has a group of its own.
+    """
     head = cluster.head.id
     front = [
         ProcessSpec(name="coordinator", role=Role.coordinator, node=head),
@@ -53,8 +62,8 @@ def processes(
         return WorkerSpec(
             index=index,
             node=node.id,
-            group=_engine_name(rank),
-            bundle=index,
+            group=given[rank].group if given else _engine_name(rank),
+            bundle=given[rank].bundles[index] if given else index,
             # The ids that other work holds are taken to be the lowest.
             devices=(node.gpus - node.free_gpus + before,) if gives_ids else (),
             num_gpus=need.gpus_per_worker,

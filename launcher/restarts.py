@@ -14,14 +14,14 @@ class Restarts:
 
     def allow(self, name: str, now: float) -> bool:
         """Whether the process may be started again now; if so, it counts as started."""
+        if self.recent(name, now) >= self._options.limit:
+            return False
+        self._times[name].append(now)
+        return True
+
+    def recent(self, name: str, now: float) -> int:
+        """How many restarts of the process count now."""
         times = self._times[name]
         while times and now - times[0] >= self._options.window_s:
             times.popleft()
-        if len(times) >= self._options.limit:
-            return False
-        times.append(now)
-        return True
-
-    def recent(self, name: str) -> int:
-        """How many restarts of the process count at the moment."""
-        return len(self._times[name])
+        return len(times)

@@ -167,7 +167,7 @@ def assert_nothing_left(launcher: Launcher, family: list[psutil.Process]) -> Non
 
 def assert_ended(family: list[psutil.Process]) -> None:
     """All have ended; an orphan that has may wait as a zombie until a busy init looks at it."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + END_S
     while family := [process for process in family if _runs(process)]:
         assert time.monotonic() < deadline, f"left behind: {family}"
         psutil.wait_procs(family, timeout=0.1)

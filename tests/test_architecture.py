@@ -39,6 +39,7 @@ PURE = (
     "launcher.alternatives",
     "launcher.capacity",
     "launcher.emulation",
+    "launcher.given_groups",
     "launcher.memory",
     "launcher.node_names",
     "launcher.placement",

@@ -90,6 +90,8 @@ class WheelFile:
                     log, _ = process.communicate(timeout=_PROGRESS_INTERVAL_S)
                 except subprocess.TimeoutExpired:
                     continue
+                if process.returncode == 0:
+                    progress(self._progress_line(directory))
                 return process.returncode, log.decode(errors="replace")
         finally:
             os.close(stdin)

@@ -44,8 +44,8 @@ class Registry:
     After `silence_s` it is settled without those that have not: they are suspect.
 
     Args:
-        silence_s: A process is suspect after so long without a heartbeat, a rank also after so long
-            without progress.
+        silence_s: A process is suspect after so long without a heartbeat, or without progress of
+            its main loop.
         incarnation: Of the coordinator.
     """
 
@@ -236,7 +236,7 @@ class Registry:
 
     def _complaint(self, process: _Process, now: float) -> str:
         silent_s = now - process.heard
-        must_step = process.hello.role is Role.engine
+        must_step = process.hello.role is not Role.coordinator
         is_stuck = must_step and now - process.progressed > self.silence_s
         # One that is stopped makes no progress either, and did so last before its last heartbeat.
         if silent_s > self.silence_s or (is_stuck and silent_s > self.silence_s / 2):

@@ -116,6 +116,7 @@ class CoreProcess:
         runner = self._make_runner()
         ended_s = {Phase.importing: time.monotonic()}
         for phase, action in (
+            (Phase.preparing_kernels, runner.prepare_kernels),
             (Phase.loading_weights, runner.load_weights),
             (Phase.allocating_cache, runner.allocate_cache),
             (Phase.warming_up, runner.warm_up),
@@ -212,10 +213,10 @@ class CoreProcess:
         for member in membership.members:
             is_own = (member.name, member.incarnation) == (self._process.name, self._incarnation)
             if is_own and member.state is ProcessState.lost and not self._stopping:
+                self._stopping = True
                 logger.error(
                     "the coordinator has given this process up (%s): ending", member.reason
                 )
-                self._stopping = True
         self._newest_membership.append(membership)
         os.eventfd_write(self._wake, 1)
 

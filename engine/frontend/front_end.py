@@ -78,6 +78,7 @@ class FrontEnd:
         self._membership: Membership | None = None
         self._was_ready = False
         self._is_listening = False
+        self._progress = 0
         self._has_reached = asyncio.Event()
         self._phase, self._phase_start_s = Phase.importing, time.monotonic()
         # A snapshot may be late by as much as a process may be silent, and one may be lost.
@@ -97,6 +98,7 @@ class FrontEnd:
     def start(self) -> None:
         """Speaks with the coordinator from now on."""
         self.link.start()
+        self._report_progress()
         self._report_metrics()
 
     def enter_phase(self, phase: Phase) -> None:
@@ -242,8 +244,17 @@ class FrontEnd:
         is_lost = own.state is ProcessState.lost and own.incarnation == incarnation
         return is_lost or own.incarnation > incarnation
 
+    def _report_progress(self) -> None:
+        """Tells that the loop turns, again and again: the link's thread would live without it."""
+        self._progress += 1
+        self._report_count(self.admission.num_inside)
+        health = self.settings.health
+        # so often that it shows in a heartbeat well within the silence
+        turn_s = min(health.heartbeat_s, (health.silence_s - health.heartbeat_s) / 2)
+        self._loop.call_later(turn_s, self._report_progress)
+
     def _report_count(self, num_requests: int) -> None:
-        self.link.report(progress=0, num_requests=num_requests)
+        self.link.report(self._progress, num_requests)
 
     def _report_drained(self) -> None:
         self.link.send(Drained(self._register.name, self._register.incarnation))

@@ -18,6 +18,9 @@ class DummyRunner:
     def __init__(self, step_s: float = 0.0) -> None:
         self._step_s = step_s
 
+    def prepare_kernels(self) -> None:
+        pass
+
     def load_weights(self) -> None:
         pass
 

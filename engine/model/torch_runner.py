@@ -55,12 +55,16 @@ class TorchRunner:
         torch.set_num_threads(num_threads)
 
     @torch.inference_mode()
-    def load_weights(self) -> None:
+    def prepare_kernels(self) -> None:
         operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
         logger.info("operators: %s", operators.name)
         self.remark = operators.remark
-        self._best = operators.best
+        self._operators, self._best = operators, operators.best
         self._attention = operators.attention()
+
+    @torch.inference_mode()
+    def load_weights(self) -> None:
+        operators = self._operators
         weights = Checkpoint(self._directory, self._dtype, self._device)
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
             self._model = Llama(
@@ -91,19 +95,29 @@ class TorchRunner:
 
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk]) -> list[int]:
+        hidden_states = self._last_hidden_states(chunks)
+        wanted = [
+            (chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None
+        ]
+        if not wanted:
+            return []
+        return sample(self._model.logits(hidden_states), wanted, self._best)
+
+    @torch.inference_mode()
+    def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Computes the chunks and gives what `execute` would choose from, [rows, V]."""
+        return self._model.logits(self._last_hidden_states(chunks))
+
+    def _last_hidden_states(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Computes the chunks: a row for each whose next token is wanted, [rows, E]."""
         layout = lay_out(chunks, self._settings.cache.block_size, self._attention.tile_tokens)
         hidden_states = self._model.hidden_states(
             torch.from_numpy(layout.token_ids).to(self._device),
             self._attention.begin_step(layout),
             self._caches,
         )
-        wanted = [
-            (chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None
-        ]
-        if not wanted:
-            return []
         rows = torch.from_numpy(layout.sampled_rows).to(self._device)
-        return sample(self._model.logits(hidden_states.index_select(0, rows)), wanted, self._best)
+        return hidden_states.index_select(0, rows)
 
 
 def _check_cuda() -> None:

@@ -47,10 +47,25 @@ class Serving:
 
     Args:
         check: What to do once all is ready, in place of staying; the deployment drains after it.
+        on_ready: Called with the address of the front ends when all is ready.
+        takes_signals: Else somebody calls `end`. Only the main thread can have signals.
+
+    Attributes:
+        num_cut_off: Requests still in flight when draining ended; None: it has not been drained.
     """
 
-    def __init__(self, plan: DeploymentPlan, means: Means, check: Check | None = None) -> None:
+    def __init__(
+        self,
+        plan: DeploymentPlan,
+        means: Means,
+        check: Check | None = None,
+        *,
+        on_ready: Callable[[str], None] = lambda address: None,
+        takes_signals: bool = True,
+    ) -> None:
         self._plan, self._means, self._check = plan, means, check
+        self._on_ready, self._takes_signals = on_ready, takes_signals
+        self.num_cut_off: int | None = None
         self._executor = make_executor(plan, means, self._tell)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
@@ -59,24 +74,38 @@ class Serving:
         self._taken_signals: asyncio.Queue[int] = asyncio.Queue()
         self._is_told_to_end = False
         path = RunDirectory(plan.name).path / SOCKET_NAME
-        self._control = Control(path, plan, self._deployment, self._executor, self._take_stop)
+        self._control = Control(path, plan, self._deployment, self._executor, self.end)
 
     async def run(self) -> int:
+        """Starts, stays, drains, ends.
+
+        Returns:
+            0: drained.
+
+        Raises:
+            LauncherError: It could not start, a process ended, or it was interrupted.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._takes_signals else ():
             loop.add_signal_handler(number, self._take_signal, number)
         try:
             self._executor.reserve()
             async with self._control:
+                how = "ended: failed"  # unless it is known better
                 try:
                     await self._start(self._means.start_deadline_s)
-                    return await self._until_end()
+                    await self._until_end()
+                    how = "ended"
+                except Interrupted:
+                    how = "ended: interrupted"
+                    raise
                 finally:
                     self._control.stage = Stage.ending
-                    await self._deployment.stop()
+                    await self._stop()
+                    self._say(how)
         finally:
-            await self._deployment.stop()
             self._executor.release(keep_logs=self._deployment.failure is not None)
+        return 0
 
     async def _start(self, deadline_s: float) -> None:
         number = await self._unless_signal(self._deployment.start(deadline_s))
@@ -88,31 +117,34 @@ class Serving:
         elapsed_s = time.monotonic() - self._began
         self._say(
             f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
-            f"model {self._plan.settings.model_name}  (Ctrl-C ends)"
+            f"model {self._plan.settings.model_name}{'  (Ctrl-C ends)' * self._takes_signals}"
         )
+        self._on_ready(self._executor.addresses[0])
 
-    async def _until_end(self) -> int:
+    async def _until_end(self) -> None:
         failure: LauncherError | None = None
+        forces = "Ctrl-C forces" if self._takes_signals else "stop(force=True) forces"
         try:
             number = await self._unless_signal(self._stay())
-            if number is not None and self._check is not None:
-                failure = Interrupted(number)
+            if number is not None:
+                forces = forces.replace("Ctrl-C", "Ctrl-C again")
+                failure = Interrupted(number) if self._check is not None else None
         except LauncherError as problem:
             failure = problem
             self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
         self._control.stage = Stage.draining
         limit_s = self._plan.settings.drain_s
-        self._say(f"draining, at most {limit_s:g} s (Ctrl-C again forces)")
+        self._say(f"draining, at most {limit_s:g} s ({forces})")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
             self._control.stage = Stage.ending
             self._control.num_cut_off = self._deployment.num_requests
+            self._say(f"forced: {counted(self._control.num_cut_off, 'request')} cut off")
             await self._deployment.kill()
             raise Interrupted(number)
         failure = failure or self._deployment.failure
         if failure is not None:
             raise failure
-        return 0
 
     async def _stay(self) -> None:
         """Until the check is done, if there is one, or a process ends."""
@@ -133,7 +165,7 @@ class Serving:
 
     async def _drain(self, limit_s: float) -> None:
         try:
-            left = await self._deployment.drain(limit_s)
+            left = self.num_cut_off = await self._deployment.drain(limit_s)
         except LauncherError as problem:
             self._say(str(problem).splitlines()[0])
             return
@@ -143,6 +175,13 @@ class Serving:
             self._say(f"drain limit passed (drain_s={limit_s:g}): {cut_off} cut off")
         else:
             self._say("drained")
+
+    async def _stop(self) -> None:
+        """Ends every process, at once if a signal comes meanwhile."""
+        stopping = asyncio.ensure_future(self._deployment.stop())
+        if await self._unless_signal(asyncio.shield(stopping)) is not None:
+            await self._deployment.kill_late()
+        await stopping
 
     async def _unless_signal(self, wait: Awaitable[None]) -> int | None:
         """Waits; the number of the signal that came first, if one did."""
@@ -165,7 +204,7 @@ class Serving:
             self._is_told_to_end = True
             self._taken_signals.put_nowait(number)
 
-    def _take_stop(self, force: bool) -> None:
+    def end(self, force: bool) -> None:
         """Does what the first Ctrl-C does unless all ends already, or what a second one does."""
         ends = self._is_told_to_end or self._control.stage not in (Stage.starting, Stage.serving)
         self._is_told_to_end = True

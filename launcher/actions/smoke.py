@@ -1,133 +1,154 @@
-"""`action=smoke`: brings the deployment up, asks every front end something, and ends it again."""
+"""`action=smoke`: brings the deployment up, checks all that it must do, and ends it again."""
 
 import asyncio
-import http.client
-import json
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable
 
+import msgspec
+
+from engine.core.reference import Reference
 from engine.wording import counted
 from launcher.actions.serve import Serving
-from launcher.errors import LauncherError, report
+from launcher.config import SmokeFormat
+from launcher.errors import LauncherError, Refused, report
 from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
+from launcher.show import show
+from launcher.smoke.client import Client
+from launcher.smoke.front_end import FrontEndChecks
+from launcher.smoke.leftovers import Leftovers
+from launcher.smoke.reference import ReferenceProcess
+from launcher.smoke.results import (
+    Recorder,
+    Report,
+    Result,
+    failed,
+    print_table,
+    results_table,
+    verdict,
+)
 
-_ANSWER_S = 120.0
-"""Deadline of each answer: a few tokens, on the slowest machine that is worth a smoke test."""
-_PROMPT = [1, 2, 3]
-_NUM_TOKENS = 8
-_MAX_SHOWN = 40
-"""Characters of an answer in a line."""
+PROMPT = "Gravity is"
+NUM_TOKENS = 32
+_LOG_LINES = 5
 
 
 class SmokeFailed(LauncherError):
     """The deployment came up, but does not do what it should."""
 
 
-def smoke(plan: DeploymentPlan, means: Means) -> int:
-    """Whether the deployment starts, answers and ends: a line for each check, then the verdict.
+def smoke(plan: DeploymentPlan, means: Means, answer_s: float, form: SmokeFormat) -> int:
+    """Whether the deployment starts, does all it should and ends without a trace.
+
+    Args:
+        answer_s: Seconds that each answer may take.
+        form: table: on stderr, json: on stdout, both after the end.
 
     Returns:
-        0 if it does, else the exit code of what went wrong, which is written too.
+        0 if it does, 1 if a check failed, else the exit code of what went wrong.
+
+    Raises:
+        Refused: Nothing was started, so that there is nothing to tell but why.
     """
-    test = SmokeTest(plan)
-    try:
-        asyncio.run(Serving(plan, means, test.run).run())
-    except LauncherError as problem:
-        exit_code = report(problem)
-        sys.stderr.write(f"smoke test failed after {counted(test.num_passed, 'passed check')}\n")
-        return exit_code
-    sys.stderr.write(f"smoke test passed: {counted(test.num_passed, 'check')}\n")
-    return 0
+    test = SmokeTest(plan, means, answer_s)
+    exit_code = test.run()
+    results = test.recorder.results
+    match form:
+        case SmokeFormat.table:
+            print_table(results_table(plan.name, results))
+        case SmokeFormat.json:
+            show(msgspec.json.encode(Report(name=plan.name, results=results)).decode() + "\n")
+    sys.stderr.write(f"{verdict(results)}\n")
+    return exit_code
 
 
 class SmokeTest:
-    """What is asked of a deployment, and what has to be seen.
+    """One deployment from start to nothing left.
 
     Attributes:
-        num_passed: Checks that went well.
+        recorder: Of all checks.
     """
 
-    def __init__(self, plan: DeploymentPlan) -> None:
-        self._plan = plan
-        self.num_passed = 0
+    def __init__(self, plan: DeploymentPlan, means: Means, answer_s: float) -> None:
+        self._plan, self._answer_s = plan, answer_s
+        self._start_deadline_s = means.start_deadline_s
+        self._serving = Serving(plan, means, self._check_serving)
+        self._reference_process = ReferenceProcess(plan, PROMPT, NUM_TOKENS)
+        self._reference: Reference | None = None
+        self._leftovers = Leftovers()
+        self._since_s = time.monotonic()
+        self.recorder = Recorder()
 
-    def run(self, executor: Executor, say: Callable[[str], None]) -> None:
-        """Asks every front end.
+    def run(self) -> int:
+        """Starts, checks, drains, looks for what is left; the exit code of all that.
 
         Raises:
-            SmokeFailed: Something else was seen.
+            Refused: It was not even started.
         """
-        for index, address in enumerate(executor.private_addresses):
-            front_end = f"frontend-{index}"
-            try:
-                for asked, seen in self._checks(_UnixConnection(address)):
-                    self.num_passed += 1
-                    say(f"check {front_end}: {asked}: {seen}")
-            except SmokeFailed as problem:
-                raise SmokeFailed(f"{front_end}: {problem}") from problem
+        failure: LauncherError | None = None
+        try:
+            asyncio.run(self._serve())
+        except Refused:
+            raise
+        except SmokeFailed:
+            pass  # each failed check has been noted
+        except LauncherError as problem:
+            failure = problem
+            report(problem)
+            # First: it is why the checks after it failed.
+            self._note("deployment", str(problem).splitlines()[0], passed=False, index=0)
+        num_cut_off = self._serving.num_cut_off
+        if num_cut_off is not None:
+            cut_off = f"{counted(num_cut_off, 'request')} cut off"
+            self._note("drained and ended", cut_off, passed=num_cut_off == 0)
+        has_logs = failure is not None
+        self.recorder.check("nothing left", lambda: self._leftovers.check_gone(has_logs))
+        if failure is not None:
+            return failure.exit_code
+        return 1 if failed(self.recorder.results) else 0
 
-    def _checks(self, connection: http.client.HTTPConnection) -> Iterator[tuple[str, str]]:
-        """What was asked and what was seen: the plan carried out, and equal greedy answers."""
-        plan = self._plan
-        ready = _ask(connection, "GET", "/ready")["ready_ranks"]
-        if ready != list(range(plan.dp)):
-            raise SmokeFailed(f"ready ranks are {ready}, planned were {plan.dp}")
-        yield "GET /ready", f"{counted(plan.dp, 'rank')} ready, as planned"
-        told = _ask(connection, "GET", "/plan")
-        if told["plan"]["digest"] != plan.digest or told["drift"]:
-            raise SmokeFailed(f"the deployment is not what was planned: {told['drift']}")
-        yield "GET /plan", f"digest {plan.digest[:12]} and no drift, as planned"
-        first = None
-        for _ in range(plan.dp):  # ties in load are broken in turn, so that every rank gets one
-            text = self._complete(connection)
-            if first not in (None, text):
-                raise SmokeFailed(f"greedy answers to one prompt differ: {[first, text]}")
-            again = "" if first is None else ", the same again"
-            first = text
-            yield f"{_NUM_TOKENS} greedy tokens after {_PROMPT}", f"{text[:_MAX_SHOWN]!a}{again}"
+    async def _serve(self) -> None:
+        try:
+            await self._serving.run()
+        finally:
+            self._reference_process.end()  # the thread of the checks would wait for it
 
-    def _complete(self, connection: http.client.HTTPConnection) -> str:
-        question = {
-            "model": self._plan.settings.model_name,
-            "prompt": _PROMPT,
-            "max_tokens": _NUM_TOKENS,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-        answer = _ask(connection, "POST", "/v1/completions", question)
-        if answer["usage"]["completion_tokens"] != _NUM_TOKENS:
-            raise SmokeFailed(f"{_NUM_TOKENS} tokens were wanted: {answer['usage']}")
-        return str(answer["choices"][0]["text"])
+    def _check_serving(self, executor: Executor, say: Callable[[str], None]) -> None:
+        """Makes all checks that need the deployment. Runs in a thread of its own.
 
+        Raises:
+            SmokeFailed: At least one has failed.
+        """
+        self._note("started", f"ready at {executor.addresses[0]}")
+        self._leftovers.note(executor)
+        self.recorder.check("reference", self._compute_reference)
+        for index, path in enumerate(executor.private_addresses):
+            name = f"frontend-{index}"
+            say(f"checking {name}")
+            client = Client(path, self._answer_s)
+            FrontEndChecks(
+                self.recorder, client, name, self._plan, self._reference, self._answer_s
+            ).run()
+        self._leftovers.note(executor)
+        self._since_s = time.monotonic()
+        wrong = failed(self.recorder.results)
+        if wrong:
+            for rank in sorted({result.rank for result in wrong if result.rank is not None}):
+                lines = executor.log_tail(f"engine-{rank}", _LOG_LINES)
+                say("\n    ".join((f"last lines of engine-{rank}:", *lines)))
+            raise SmokeFailed(
+                f"{len(wrong)} of {counted(len(self.recorder.results), 'check')} failed"
+            )
 
-def _ask(
-    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
-) -> dict[str, Any]:
-    try:
-        connection.request(
-            method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"}
-        )
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-    except (OSError, ValueError, http.client.HTTPException) as problem:
-        raise SmokeFailed(f"no answer from {method} {path}: {problem!r}") from problem
-    if response.status != 200:
-        raise SmokeFailed(f"{method} {path} answered {response.status}: {answer}")
-    assert isinstance(answer, dict)
-    return answer
+    def _compute_reference(self) -> str:
+        self._reference = self._reference_process.run(self._start_deadline_s)
+        return f"{counted(self._reference.num_tokens, 'greedy token')} of a single process"
 
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    def _note(self, name: str, said: str, passed: bool = True, index: int | None = None) -> None:
+        """Notes something that took until now."""
+        now_s = time.monotonic()
+        result = Result(check=name, passed=passed, said=said, seconds=now_s - self._since_s)
+        self._since_s = now_s
+        results = self.recorder.results
+        results.insert(len(results) if index is None else index, result)

@@ -1,11 +1,13 @@
 """What an executor is: it carries a plan out, and knows nothing of how the plan came to be."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.transport import Keys
-from launcher.executors.ray.session import Session
+
+if TYPE_CHECKING:
+    from launcher.executors.ray.session import Session
 
 Tell = Callable[[str, str], None]
 """Called with (process, or what else it is about; what it does now)."""
@@ -19,8 +21,10 @@ class Means:
     """Until every process must be ready."""
     group_deadline_s: float = 60.0
     """Until every placement group must stand."""
-    session: Session | None = None
+    session: "Session | None" = None
     """Connected to the Ray cluster that the plan is for; None: there is none yet."""
+    given_groups: Mapping[str, Any] = field(default_factory=dict)
+    """Ray's placement groups that stand already, by their names in the plan: left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,17 @@ class Executor(Protocol):
 
     async def next_exit(self) -> Exit:
         """Waits until a process ends."""
+        ...
+
+    async def kill(self, name: str) -> None:
+        """Ends a process that hangs, at once; `next_exit` tells when it is gone.
+
+        Without effect on one that has ended.
+        """
+        ...
+
+    def alive(self) -> list[str]:
+        """Names of the processes that have not ended."""
         ...
 
     async def restart(self, name: str) -> int:

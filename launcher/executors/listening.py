@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -19,23 +20,26 @@ Address = tuple[Any, ...]
 def listen(options: FrontendOptions) -> list[socket.socket]:
     """One listening TCP socket per front end, all on one port.
 
-    With several, each has its own (SO_REUSEPORT), so that the kernel spreads connections evenly; a
-    first bind without that option makes sure that no other deployment shares the port.
+    With several, each has its own (SO_REUSEPORT), so that the kernel spreads connections evenly.
+    The first listens without that option before it gets it: so at no moment can another deployment
+    that does the same share the port.
 
     Raises:
         Refused: The port is taken or not ours to take, or the host is none of this machine's.
     """
     family, address = _resolve(options)
-    first = _bind(family, address, options, shared=False)
-    if options.count == 1:
-        first.listen(_BACKLOG)
-        return [first]
-    address = (address[0], first.getsockname()[1], *address[2:])
-    first.close()
-    sockets = [_bind(family, address, options, shared=True) for _ in range(options.count)]
-    for each in sockets:
-        each.listen(_BACKLOG)
-    return sockets
+    with contextlib.ExitStack() as opened, _explained(options):
+        first = opened.enter_context(_listening(family, address, shared=False))
+        sockets = [first]
+        if options.count > 1:
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            address = (address[0], first.getsockname()[1], *address[2:])
+            sockets += [
+                opened.enter_context(_listening(family, address, shared=True))
+                for _ in range(options.count - 1)
+            ]
+        opened.pop_all()
+        return sockets
 
 
 def url(bound: socket.socket) -> str:
@@ -59,24 +63,30 @@ def _resolve(options: FrontendOptions) -> tuple[socket.AddressFamily, Address]:
     return family, address
 
 
-def _bind(
-    family: socket.AddressFamily, address: Address, options: FrontendOptions, shared: bool
-) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
+def _listening(family: socket.AddressFamily, address: Address, shared: bool) -> socket.socket:
+    with contextlib.ExitStack() as opened:
+        bound = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(address)
+        # Where two have bound with SO_REUSEADDR, this is what the second cannot do.
+        bound.listen(_BACKLOG)
+        opened.pop_all()
+        return bound
+
+
+@contextlib.contextmanager
+def _explained(options: FrontendOptions) -> Iterator[None]:
+    try:
+        yield
     except OSError as problem:
-        bound.close()
-        raise _explained(problem, options) from problem
-    return bound
+        raise _refusal(problem, options) from problem
 
 
-def _explained(problem: OSError, options: FrontendOptions) -> Refused:
+def _refusal(problem: OSError, options: FrontendOptions) -> Refused:
     match problem.errno:
         case errno.EADDRINUSE:
             return Refused(

@@ -20,6 +20,7 @@ from launcher.errors import StartFailed
 from launcher.executors.base import Exit
 from launcher.executors.held_ports import HeldPorts
 from launcher.executors.listening import listen, url
+from launcher.executors.out_of_memory import num_oom_kills
 from launcher.plan import DeploymentPlan
 from launcher.ports import OF_COORDINATOR, OF_FRONTEND, num_ports_needed
 from launcher.run_directory import RunDirectory
@@ -61,6 +62,7 @@ class MpExecutor:
         self._children: dict[str, _Child] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
+        self._num_oom_kills = num_oom_kills()
         self._trimmer: asyncio.Task[None] | None = None
         self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
         self.addresses: list[str] = []
@@ -75,12 +77,19 @@ class MpExecutor:
             self.coordinator_endpoint = self._ports.endpoint(0)
 
     async def start(self) -> None:
-        self._trimmer = asyncio.create_task(self._trim_logs())
+        self._trimmer = asyncio.create_task(self._keep_logs_short())
         for process in self._plan.processes:
             await self._spawn(process, incarnation=1)
 
     async def next_exit(self) -> Exit:
         return await self._exits.get()
+
+    async def kill(self, name: str) -> None:
+        if name in self._children:
+            _kill(self._children[name].process)
+
+    def alive(self) -> list[str]:
+        return [name for name, child in self._children.items() if child.process.returncode is None]
 
     async def restart(self, name: str) -> int:
         ended = self._children[name]
@@ -112,8 +121,7 @@ class MpExecutor:
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=grace_s)
             for child in self._children.values():
-                with contextlib.suppress(ProcessLookupError):
-                    child.process.kill()
+                _kill(child.process)
             _, late = await asyncio.wait(self._watchers, timeout=_KILL_S)
             if late:  # stuck in the kernel: nothing more can be done from here
                 logger.error("still there after SIGKILL: %d of our processes", len(late))
@@ -191,14 +199,16 @@ class MpExecutor:
             self.private_addresses.append(str(path))
         return [self._sockets[index], self._private_sockets[spec.name]]
 
-    async def _trim_logs(self) -> None:
-        """Keeps logs from filling the run directory, which may be memory.
-
-        A long one becomes `NAME.log.1`, in place of the one before, and starts anew.
-        """
+    async def _keep_logs_short(self) -> None:
+        """Keeps logs from filling the run directory, which may be memory."""
         while True:
             await asyncio.sleep(_TRIM_INTERVAL_S)
-            for log in self._directory.logs.glob("*.log"):
+            await self._trim_logs()
+
+    async def _trim_logs(self) -> None:
+        """A long log becomes `NAME.log.1`, in place of the one before, and starts anew."""
+        for log in self._directory.logs.glob("*.log"):
+            with contextlib.suppress(OSError):  # a full disk, say: tried again the next time
                 if log.stat().st_size > _MAX_LOG_BYTES:
                     await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
                     os.truncate(log, 0)  # the process appends to it
@@ -207,14 +217,33 @@ class MpExecutor:
         self, name: str, incarnation: int, process: asyncio.subprocess.Process
     ) -> None:
         code = await process.wait()
-        reason = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        self._exits.put_nowait(Exit(name, incarnation, reason))
+        self._exits.put_nowait(Exit(name, incarnation, self._reason(code)))
+
+    def _reason(self, code: int) -> str:
+        if code >= 0:
+            return f"exit code {code}"
+        reason = f"killed by {_signal_name(-code)}"
+        num_before, self._num_oom_kills = self._num_oom_kills, num_oom_kills()
+        is_out_of_memory = code == -signal.SIGKILL and self._num_oom_kills > num_before
+        return f"{reason}, by the kernel: out of memory" if is_out_of_memory else reason
 
 
 def _thread_environment(spec: ProcessSpec) -> dict[str, str]:
     """OpenMP reads its number of threads when it is loaded."""
     num_threads = max((worker.num_threads for worker in spec.workers), default=1)
     return {"OMP_NUM_THREADS": str(num_threads)}
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
 
 
 def _write_all(fd: int, data: bytes) -> None:

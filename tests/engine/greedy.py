@@ -65,6 +65,7 @@ class Seen:
 def make_core(settings: Settings, directory: Path) -> EngineCore:
     """An engine core with the real model, on the device of the settings."""
     runner = TorchRunner(settings, directory, device_id=0, num_threads=1)
+    runner.prepare_kernels()
     runner.load_weights()
     runner.allocate_cache()
     runner.warm_up()

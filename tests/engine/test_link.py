@@ -1,5 +1,6 @@
 """A process's link to the coordinator, with the real coordinator in a thread."""
 
+import itertools
 import math
 import tempfile
 import threading
@@ -88,6 +89,11 @@ class Linked:
         with self._changed:
             return list(self._told)
 
+    def members(self, name: str = HELLO.name) -> list[Member]:
+        """Each state of the process that was told."""
+        memberships = [each for each in self.told if isinstance(each, Membership)]
+        return [each for message in memberships for each in message.members if each.name == name]
+
     def forget(self) -> None:
         with self._changed:
             self._told.clear()
@@ -141,13 +147,19 @@ def test_it_registers_and_tells_its_phases(linked: Linked):
     linked.wait(lambda member: member.state is ProcessState.ready)
 
 
-def test_heartbeats_keep_it_ready_and_tell_its_work(linked: Linked):
+def test_heartbeats_with_progress_keep_it_ready_and_tell_its_work(linked: Linked):
     linked.link.enter_phase(Phase.ready)
-    old = linked.wait(lambda member: member.state is ProcessState.ready and member.since_s > 0)
-    later = linked.wait(lambda member: member.since_s > old.since_s + 1.5 * SILENCE_S)
-    assert later.state is ProcessState.ready
-    linked.link.report(progress=1, num_requests=3)
+    num_told = itertools.count()
+
+    def moves_on(member: Member) -> bool:
+        """Makes progress whenever it looks, which is at every message."""
+        linked.link.report(progress=next(num_told), num_requests=3)
+        return member.state is ProcessState.ready and member.since_s > 1.5 * SILENCE_S
+
+    linked.wait(moves_on)
     linked.wait(lambda member: member.num_requests == 3)
+    states = {member.state for member in linked.members() if member.phase is Phase.ready}
+    assert states == {ProcessState.ready}
 
 
 def test_close_sends_what_waits_and_ends_the_thread(endpoint: str, coordinating: Coordinating):

@@ -20,7 +20,7 @@ from launcher.config import (
     TopologyOptions,
     register,
 )
-from launcher.plan import DeploymentPlan
+from launcher.plan import DeploymentPlan, PlacementGroup
 from launcher.planner import make_plan
 
 GIB = 2**30
@@ -121,6 +121,7 @@ def plan_for(
     facts: ModelFacts = SMOLLM2,
     cluster: Cluster | None = None,
     environment: Sequence[str] = (),
+    given: Sequence[PlacementGroup] = (),
 ) -> DeploymentPlan:
     return make_plan(
         config,
@@ -128,4 +129,5 @@ def plan_for(
         cluster or cluster_of(),
         model_name="a-model",
         passed_environment=tuple(environment),
+        given=given,
     )

@@ -7,6 +7,7 @@ from launcher.config import (
     Action,
     AutoClusterOptions,
     EmulatedClusterOptions,
+    ExistingClusterOptions,
     FileClusterOptions,
     MpOptions,
     PlanFormat,
@@ -44,6 +45,7 @@ NEEDED = {
     ("cluster", "file"): ["cluster.path=FILE", "action=plan"],
     ("cluster", "emulated"): ["backend=ray"],
     ("cluster", "existing"): ["backend=ray"],
+    ("topology", "split"): ["dp=2"],
 }
 """Without which a choice is incomplete."""
 
@@ -93,7 +95,7 @@ def test_a_topology_of_several_nodes_chooses_ray_unless_told_otherwise(topology:
 
 def test_an_emulated_cluster_takes_its_sizes():
     sizes = ["cluster.nodes=3", "cluster.gpus_per_node=2", "cluster.cpus_per_node=4"]
-    config = composed("action=plan", "cluster=emulated", "topology=split", *sizes)
+    config = composed("action=plan", "cluster=emulated", "topology=split", "dp=2", *sizes)
     assert config.cluster == EmulatedClusterOptions(nodes=3, gpus_per_node=2, cpus_per_node=4)
     check(config)
 
@@ -147,19 +149,29 @@ REFUSED = [
         "topology.dp_local=0",
     ),
     (
-        ["action=plan", "topology=split", "backend=mp"],
+        ["action=plan", "topology=split", "dp=2", "backend=mp"],
         "backend must be ray with topology=split, mp uses the head alone: mp",
-        "backend=ray",
+        "topology=head_only, or backend=ray",
     ),
     (
         ["topology=auto", "backend=mp"],
         "backend must be ray with topology=auto, mp uses the head alone: mp",
-        "backend=ray",
+        "topology=head_only, or backend=ray",
+    ),
+    (
+        ["action=plan", "topology=split"],
+        "dp must be at least 2 with topology=split: 1",
+        "topology=head_only, or dp=2",
+    ),
+    (
+        ["action=plan", "topology=split", "topology.dp_local=1"],
+        "dp must be at least 2 with topology=split: 1",
+        "topology=head_only, or dp=2",
     ),
     (
         ["action=plan", "cluster=emulated"],
         "backend must be ray with cluster=emulated, mp uses this machine as it is: mp",
-        "backend=ray",
+        "cluster=auto, or backend=ray",
     ),
     (
         ["ports=many"],
@@ -182,7 +194,7 @@ REFUSED = [
         "frontend.port=7999",
     ),
     (
-        ["action=plan", "topology=split", "cluster=emulated", "cluster.nodes=0"],
+        ["action=plan", "topology=split", "dp=2", "cluster=emulated", "cluster.nodes=0"],
         "cluster.nodes must be at least 1: 0",
         "cluster.nodes=1",
     ),
@@ -246,7 +258,8 @@ def test_limits_and_rules(overrides: list[str], message: str, hint: str):
 
 @pytest.mark.parametrize(("overrides", "hint"), [(row[0], row[2]) for row in REFUSED])
 def test_hints_mend_what_they_are_for(overrides: list[str], hint: str):
-    check(composed(*overrides, *hint.split()))
+    for alternative in hint.split(", or "):
+        check(composed(*overrides, *alternative.split()))
 
 
 def test_the_widest_limits_are_allowed():
@@ -257,12 +270,15 @@ def test_the_widest_limits_are_allowed():
 
 
 def test_options_that_nothing_reads_are_named():
-    config = composed("model=tiny", "model.path=x", "model.repo=a/b", "plan.format=json")
+    config = composed(
+        "model=tiny", "model.path=x", "model.repo=a/b", "plan.format=json", "smoke.format=json"
+    )
     assert config.plan.format is PlanFormat.json
     assert without_effect(config) == [
         "model.path=x has no effect with model=tiny",
         "model.repo=a/b has no effect with model=tiny",
         "plan.format=json has no effect without action=plan",
+        "smoke.format=json has no effect without action=smoke",
     ]
     assert without_effect(composed("model=tiny", "model.seed=3")) == []
 
@@ -294,9 +310,32 @@ def test_options_that_nobody_reads_of_a_running_deployment_are_named():
     ]
     typed = ["action=stop", "name=x", "stop.force=true", "hydra.verbose=true"]
     assert not_read(Action.stop, typed) == []
-    typed = ["+ci=mp_tiny", "status.format=json", "name=x", "model.path=/name", "~head"]
+    typed = ["+ci=mp_head_only", "status.format=json", "name=x", "model.path=/name", "~head"]
     assert not_read(Action.stop, typed) == [
         "status.format=json has no effect with action=stop",
         "model.path=/name has no effect with action=stop",
         "~head has no effect with action=stop",
     ]
+
+
+SMOKE_CONFIGS = sorted(read_groups()["ci"])
+
+
+@pytest.mark.parametrize("choice", SMOKE_CONFIGS)
+def test_a_smoke_config_can_be_planned(flotilla, choice: str):
+    code, out, _ = flotilla(f"+ci={choice}", "action=plan", "model=tiny")
+    assert code == 0
+    assert f"ci-{choice.replace('_', '-')}: backend={choice.partition('_')[0]} " in out
+
+
+@pytest.mark.parametrize("choice", SMOKE_CONFIGS)
+def test_smoke_configs_can_run_side_by_side(choice: str):
+    config = composed(f"+ci={choice}")
+    assert config.name == f"ci-{choice.replace('_', '-')}"
+    assert (config.action, config.frontend.port) == (Action.smoke, 0)
+
+
+def test_a_smoke_config_can_be_changed():
+    config = composed("+ci=ray_split", "cluster=existing", "dp=4")
+    assert isinstance(config.cluster, ExistingClusterOptions)
+    assert (config.topology.kind, config.dp) == (TopologyKind.split, 4)

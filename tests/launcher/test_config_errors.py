@@ -11,7 +11,10 @@ OPTIONS = "python -m launcher --help explains every option"
 WRITTEN = "an override is written key=value, such as dp=2"
 
 NO_MODEL = "model must be one of dummy, hub, path, smollm2_135m, tiny"
-
+NO_CI = (
+    "ci must be one of mp_head_only, mp_real_model, mp_scale_out, ray_auto, ray_head_only, "
+    "ray_remote_only, ray_split"
+)
 NO_TOPOLOGY = "topology must be one of auto, head_only, remote_only, split"
 
 MISTAKES = [
@@ -94,24 +97,24 @@ MISTAKES = [
         "cluster=file cluster.path=x",
     ),
     # A group without a default.
-    ("+ci=mp_tinny", "ci must be one of mp_tiny: mp_tinny", "+ci=mp_tiny"),
-    ("ci=mp_tinny", "ci must be one of mp_tiny: mp_tinny", "+ci=mp_tiny"),
+    ("+ci=mp_scale_ot", f"{NO_CI}: mp_scale_ot", "+ci=mp_scale_out"),
+    ("ci=mp_scale_ot", f"{NO_CI}: mp_scale_ot", "+ci=mp_scale_out"),
     (
-        "ci=mp_tiny",
-        "ci has no default, it is written with one +: ci=mp_tiny",
-        "+ci=mp_tiny",
+        "ci=mp_scale_out",
+        "ci has no default, it is written with one +: ci=mp_scale_out",
+        "+ci=mp_scale_out",
     ),
     (
-        "++ci=mp_tiny",
-        "ci has no default, it is written with one +: ++ci=mp_tiny",
-        "+ci=mp_tiny",
+        "++ci=mp_scale_out",
+        "ci has no default, it is written with one +: ++ci=mp_scale_out",
+        "+ci=mp_scale_out",
     ),
-    ("+cii=mp_tiny", "there is no option cii: +cii=mp_tiny", "+ci=mp_tiny"),
-    ("mp_tiny", "not an override: mp_tiny", "+ci=mp_tiny"),
+    ("+cii=mp_scale_out", "there is no option cii: +cii=mp_scale_out", "+ci=mp_scale_out"),
+    ("mp_scale_out", "not an override: mp_scale_out", "+ci=mp_scale_out"),
     (
-        "--ci=mp_tiny",
-        "there is no flag --ci: --ci=mp_tiny",
-        "options are overrides, without dashes: +ci=mp_tiny",
+        "--ci=mp_scale_out",
+        "there is no flag --ci: --ci=mp_scale_out",
+        "options are overrides, without dashes: +ci=mp_scale_out",
     ),
     # Types.
     ("dp=two", "dp must be a whole number: two", "dp=1"),
@@ -145,7 +148,7 @@ MISTAKES = [
     ("model=tïny", f"{NO_MODEL}: tïny", "model=tiny"),
     ("model=模/型", f"{NO_MODEL}: 模/型", "model=path 'model.path=\"模/型\"'"),
     ("modèl=tiny", "there is no option modèl: modèl=tiny", "model=tiny"),
-    ("+ci=é", "ci must be one of mp_tiny: é", "+ci=mp_tiny"),
+    ("+ci=é", f"{NO_CI}: é", "+ci=mp_head_only"),
     ("tïny", "not an override: tïny", "model=tiny"),
     ("é=1", "there is no option é: é=1", OPTIONS),
     ("é.dp=1", "there is no option é.dp: é.dp=1", "dp=1"),
@@ -200,7 +203,7 @@ def test_hints_work(hint: str):
         "cluster=file": ["action=plan"],
         "cluster=emulated": ["action=plan", "backend=ray"],
         "backend=ray": ["action=plan"],
-        "topology=split": ["action=plan"],
+        "topology=split": ["dp=2", "action=plan"],
     }
     check(composed(*shlex.split(hint), *more.get(hint.partition(" ")[0], ())))
 
@@ -231,12 +234,11 @@ def test_all_mistakes_are_named_at_once(flotilla):
 
 
 def test_a_mistake_beside_a_right_choice_of_an_optional_group(flotilla):
-    code, out, err = flotilla("+ci=mp_tiny", "dp=x")
+    code, out, err = flotilla("+ci=mp_scale_out", "dp=x")
     assert (code, out, err) == (2, "", "dp must be a whole number: x\nhint: dp=1\n")
 
 
-def test_each_value_of_a_sweep_is_looked_at(flotilla, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a sweep leaves a folder
+def test_each_value_of_a_sweep_is_looked_at(flotilla):
     code, _, err = flotilla("-m", "modelx=tiny,dummy", "dp=1,two")
     assert code == 2
     assert err.splitlines() == [
@@ -244,6 +246,21 @@ def test_each_value_of_a_sweep_is_looked_at(flotilla, tmp_path, monkeypatch):
         "dp must be a whole number: two",
         "hint: model=tiny,dummy dp=1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("+ci=glob(*)", "dp=x"), "dp must be a whole number: x\nhint: dp=1\n"),
+        (
+            ("dp=glob(*)", "tp=x"),
+            "dp must be a whole number: glob(*)\ntp must be a whole number: x\nhint: dp=1 tp=1\n",
+        ),
+        (("+ci=glob(no*)",), "no choice fits, nothing was run: +ci=glob(no*)\n"),
+    ],
+)
+def test_a_mistake_in_a_sweep_over_what_fits(flotilla, arguments: tuple[str, ...], message: str):
+    assert flotilla("-m", *arguments) == (2, "", message)
 
 
 def test_a_mistake_is_named_whatever_else_is_shown(flotilla):

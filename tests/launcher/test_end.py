@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from launcher.actions.serve import ECHO_S, Signals
-from tests.running import Launcher, assert_nothing_left, complete, launched, stream
+from tests.running import Launcher, assert_nothing_left, complete, launched, stream, until_plan
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -25,7 +25,7 @@ def test_ctrl_c_lets_requests_in_flight_finish_and_refuses_new_ones(runtime):
                 events = response.iter_lines()
                 next(events)
                 launcher.signal(signal.SIGINT)
-                launcher.wait_for("draining")
+                launcher.wait_for(r"draining, at most 100 s \(Ctrl-C again forces\)")
                 refused = until_refused(url)
                 assert refused.status_code == 503
                 assert int(refused.headers["retry-after"]) > 0
@@ -34,6 +34,8 @@ def test_ctrl_c_lets_requests_in_flight_finish_and_refuses_new_ones(runtime):
             assert '"finish_reason":"length"' in rest[-2]
         assert launcher.end() == 0
         assert_nothing_left(launcher, family)
+        assert "drained\n" in launcher.lines
+        assert launcher.lines[-1] == "ended\n"
 
 
 def until_refused(url: str) -> httpx.Response:
@@ -65,12 +67,15 @@ def test_a_second_signal_forces_the_end(runtime):
             events = response.iter_lines()
             next(events)
             os.kill(launcher.children()["engine-0"].pid, signal.SIGSTOP)  # it never ends
+            with httpx.Client(base_url=url, timeout=30) as other:
+                until_plan(other, lambda counts: counts["frontend-0"] == 1)
             launcher.signal(signal.SIGTERM)
             launcher.wait_for("draining")
             signal_until_ended(launcher, signal.SIGTERM)
             # Of the signal itself if one came after the end, when nobody took it any more.
             assert launcher.end() in (143, -signal.SIGTERM)
         assert_nothing_left(launcher, family)
+        assert "forced: 1 request cut off\nended: interrupted\n" in launcher.output
 
 
 def signal_until_ended(launcher: Launcher, number: int) -> None:
@@ -113,4 +118,19 @@ def test_the_drain_limit_cuts_off_what_does_not_finish(runtime):
             os.kill(launcher.children()["engine-0"].pid, signal.SIGSTOP)
             launcher.signal(signal.SIGINT)
             launcher.wait_for(r"drain limit passed \(drain_s=0.5\): 1 request cut off")
+            launcher.wait_for(r"engine-0 +has not ended: waiting, at most 5 s \(health.stop_s\)")
         assert launcher.end() == 0
+        assert launcher.lines[-1] == "ended\n"
+
+
+def test_a_signal_while_the_last_process_ends_does_not_wait_for_it(runtime):
+    patient = ("drain_s=0.5", "health.stop_s=600")
+    with launched("model=dummy", *patient, runtime_directory=runtime) as launcher:
+        launcher.ready()
+        family = psutil.Process(launcher.process.pid).children()
+        launcher.children()["engine-0"].suspend()
+        launcher.signal(signal.SIGINT)
+        launcher.wait_for("engine-0 +has not ended: waiting, at most 600 s")
+        launcher.signal(signal.SIGINT)
+        assert launcher.end() == 0
+        assert_nothing_left(launcher, family)

@@ -1,5 +1,7 @@
 """Processes that die while the deployment serves."""
 
+import re
+
 import httpx2 as httpx
 import psutil
 import pytest
@@ -34,7 +36,11 @@ def test_an_engine_that_is_killed_fails_its_requests_at_once_and_ends_the_deploy
             assert '"error"' in rest[-2]
             assert rest[-1] == "data: [DONE]"
         assert launcher.end() == 1
-        assert "engine-0 ended: killed by SIGKILL" in launcher.output
+        told = "engine-0 ended: killed by SIGKILL\n    (no warning and no error in its log; killed"
+        assert told in launcher.output
+        assert "draining, at most 30 s (Ctrl-C forces)" in launcher.output
+        assert "ended: failed\n" in launcher.output
+        assert not re.search("engine-0 +lost", launcher.output)
         assert_ended(family)
         assert (launcher.directory / "logs" / "engine-0.log").exists()
 

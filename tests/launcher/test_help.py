@@ -43,7 +43,7 @@ def test_what_the_choice_of_a_group_sets_is_no_key_to_type(text: str):
 
 def test_every_choice_has_a_meaning(text: str):
     assert meaning(text, "profile=default") == "The defaults."
-    assert meaning(text, "+ci=mp_tiny").startswith("Two ranks")
+    assert meaning(text, "+ci=mp_head_only").startswith("Two ranks")
     for group, choices in read_groups().items():
         for choice in choices:
             assert meaning(text, Catalogue({}).written(group, choice))

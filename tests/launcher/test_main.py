@@ -118,6 +118,14 @@ def test_a_plan_for_emulated_nodes_starts_nothing(launcher):
     assert "2 ranks on the head, 2 ranks on 2 other nodes\n" in done.stdout
 
 
+@pytest.mark.parametrize("where", [0, 3])
+def test_a_sweep_leaves_no_directory(launcher, where: int):
+    arguments = ["action=plan", "model=tiny", "dp=1,2"]
+    done = launcher(*arguments[:where], "-m", *arguments[where:])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("digest ") == 2
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]):
     arguments = ["action=plan", "model=tiny", "plan.format=json"]
     with subprocess.Popen(
@@ -144,6 +152,12 @@ def test_the_version_is_flotillas(launcher):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"flotilla {__version__}\n", "")
 
 
+def test_what_stands_beside_version_is_refused(launcher):
+    done = launcher("--version", "dp=2", "extra")
+    refusal = "--version takes nothing beside it: dp=2 extra\nhint: --version\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", refusal)
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--version"]])
 def test_nothing_heavy_is_imported_to_show_a_thing(
     environment: dict[str, str], arguments: list[str]
@@ -163,7 +177,7 @@ def test_nothing_heavy_is_imported_to_show_a_thing(
 def test_a_bug_shows_its_traceback(environment: dict[str, str]):
     script = (
         "import sys; sys.argv[1:] = []; import launcher.__main__ as main;"
-        "main.resolved = lambda config: 1 / 0; main.main()"
+        "main.check = lambda config: 1 / 0; main.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False

@@ -150,7 +150,7 @@ def test_no_worker_nodes_for_split():
     assert (
         "2 of 2 ranks on the head, 0 of 2 ranks on other nodes, of which there are none" in message
     )
-    assert hint == "dp=1, or topology.dp_local=4, or topology=auto"
+    assert hint == "topology.dp_local=4, or topology=auto"
 
 
 def test_other_jobs_that_hold_the_gpus_are_named():

@@ -11,13 +11,14 @@ def test_so_many_restarts_are_allowed_and_no_more():
     restarts = Restarts(RestartOptions(limit=2, window_s=60))
     assert [restarts.allow("a", now) for now in (0.0, 1.0, 2.0)] == [True, True, False]
     assert restarts.allow("b", 2.0)
-    assert restarts.recent("a") == 2
+    assert restarts.recent("a", 2.0) == 2
 
 
 def test_an_old_restart_is_forgotten():
     restarts = Restarts(RestartOptions(limit=1, window_s=60))
     assert restarts.allow("a", 0.0)
     assert not restarts.allow("a", 59.9)
+    assert restarts.recent("a", 60.0) == 0
     assert restarts.allow("a", 60.0)
 
 

@@ -136,10 +136,11 @@ def test_the_coordinator_removes_a_directory_that_is_abandoned(directory: RunDir
 
 def test_the_coordinator_waits_for_the_lock_of_a_launcher_that_dies(directory: RunDirectory):
     code = (
-        "import time; from launcher.run_directory import RunDirectory; "
-        "RunDirectory('one').acquire(); print('held', flush=True); time.sleep(60)"
+        "import sys; from launcher.run_directory import RunDirectory; "
+        "RunDirectory('one').acquire(); print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with ThreadPoolExecutor(1) as pool:

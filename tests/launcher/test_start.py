@@ -68,6 +68,21 @@ def test_a_deployment_that_is_late_says_who_is_late(runtime):
     assert "frontend-0" in launcher.output
 
 
+def test_a_start_that_waits_for_the_c_compiler_says_so(runtime, tmp_path, monkeypatch):
+    bound, compiler = tmp_path / "waits", tmp_path / "gcc"
+    os.mkfifo(bound)
+    version, wait = "[ $1 = --version ] && exit 0", f"[ -p {bound} ] && cat {bound}"
+    compiler.write_text(f"#!/bin/sh\n{version}\n{wait}\nexit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with launched("model=tiny", runtime_directory=runtime) as launcher:
+        launcher.wait_for("engine-0 +preparing kernels")
+        with bound.open("w"):
+            bound.unlink()  # what it is asked next does not wait
+        launcher.ready()
+
+
 def test_a_signal_while_starting_ends_everything(runtime):
     with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
         launcher.wait_for("engine-1 +importing")

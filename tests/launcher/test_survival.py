@@ -231,6 +231,60 @@ def test_a_front_end_that_dies_is_started_again_on_the_same_port(runtime):
             assert client.get("/health").status_code == 200
 
 
+HANG = "health.hang_s=3"
+
+
+def test_a_coordinator_that_hangs_is_killed_and_started_again(runtime):
+    with serving(*DUMMY, HANG, runtime_directory=runtime) as (launcher, client):
+        url = str(client.base_url)
+        with loaded(url) as load:
+            load.wait_for_more(20)
+            hung = launcher.children()["coordinator"]
+            hung.suspend()
+            launcher.wait_for(r"coordinator +hangs: silent for 4 s; killing it")
+            killed = (
+                r"coordinator +ended: killed by the launcher: silent for 4 s; starting it again"
+            )
+            launcher.wait_for(killed + r" \(1 of 3")
+            launcher.wait_for(r"coordinator +ready \(start 2\)")
+            assert not hung.is_running()
+            until(lambda: len(states(url)) == 4)
+            load.wait_for_more(20)
+        assert {state for _, state in states(url).values()} == {"ready"}
+    assert load.failed == []
+
+
+def test_a_front_end_that_hangs_is_killed_and_started_again(runtime):
+    two = ("frontend.count=2", HANG)
+    with serving(*DUMMY, *two, runtime_directory=runtime) as (launcher, client):
+        url = str(client.base_url)
+        launcher.children()["frontend-0"].suspend()
+        launcher.wait_for("frontend-0 +suspect: silent for")
+        launcher.wait_for(r"frontend-0 +hangs: suspect for 3 s; killing it")
+        launcher.wait_for(
+            r"frontend-0 +ended: killed by the launcher: suspect for 3 s; starting it"
+        )
+        with loaded(url) as load:  # what waits at the hung one's socket is answered too
+            launcher.wait_for(r"frontend-0 +ready \(start 2\)")
+            load.wait_for_more(50)
+        assert load.failed == []
+        assert states(url)["frontend-0"] == (2, "ready")
+        lost = [line for line in launcher.lines if re.search("frontend-0 +lost", line)]
+    assert lost == []  # that it ended has been said
+
+
+def test_a_front_end_that_hangs_as_it_is_started_again_is_killed_at_the_deadline(runtime):
+    deadline = ("backend.start_deadline_s=15", "frontend.count=2")
+    with serving(*DUMMY, *deadline, HANG, runtime_directory=runtime) as (launcher, client):
+        first = launcher.children()["frontend-0"]
+        first.kill()
+        launcher.wait_for(r"frontend-0 +importing \(start 2\)")
+        launcher.children()["frontend-0"].suspend()
+        launcher.wait_for(r"frontend-0 +hangs: not ready after 15 s \(backend.start_deadline_s\)")
+        launcher.wait_for(r"frontend-0 +ready \(start 3\)")
+        assert client.get("/ready").json()["ready"]
+
+
 def test_a_front_end_that_dies_is_ready_again_while_a_rank_is_suspect(runtime):
     with serving(*DUMMY, "frontend.count=2", runtime_directory=runtime) as (launcher, client):
         url = str(client.base_url)

@@ -91,6 +91,13 @@ def log_tail(path: str, num_bytes: int) -> str:
     return "".join(line for line in lines if not line.startswith(_MARKS))
 
 
+def gpu_memory() -> int:
+    """Bytes of memory that the smallest GPU of the node that this runs on has; 0: none is seen."""
+    from launcher.this_machine import visible_gpus
+
+    return min(visible_gpus({}), default=0)
+
+
 def _device_ids() -> list[int]:
     """GPUs that Ray has given, by index on the node; UUIDs count from 0."""
     ids: list[Any] = ray.get_gpu_ids()

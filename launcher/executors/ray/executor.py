@@ -16,6 +16,7 @@ import msgspec
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
 from engine.transport import Keys
+from engine.wording import counted
 from launcher.cluster import ClusterKind
 from launcher.executors.base import Exit, Means, Tell
 from launcher.executors.mp import MpExecutor
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 _TAIL_BYTES = 64 << 10
 _TAIL_S = 5.0
 """Deadline for the last log lines of an actor on another machine."""
+_KILL_S = 10.0
+"""Seconds that Ray gets to end an actor that was killed."""
 _TOLD = "ray"
 """In place of a process, what the terminal shows beside news of the cluster."""
 _GCS = "the Ray cluster"
@@ -77,7 +80,8 @@ class RayExecutor:
         self._session, self._tell = means.session, tell
         self._group_deadline_s = means.group_deadline_s
         self._emulated: EmulatedNodes | None = None
-        self._groups = Groups(f"flotilla-{plan.name}-{secrets.token_hex(4)}")
+        prefix = f"flotilla-{plan.name}-{secrets.token_hex(4)}"
+        self._groups = Groups(prefix, means.given_groups)
         self._actors: dict[str, _Actor] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
@@ -114,6 +118,16 @@ class RayExecutor:
     async def next_exit(self) -> Exit:
         return await self._exits.get()
 
+    async def kill(self, name: str) -> None:
+        actor, session = self._actors.get(name), self._session
+        if actor is None:
+            await self._local.kill(name)
+        elif session is not None:
+            await session.call_async(lambda: _kill(actor))
+
+    def alive(self) -> list[str]:
+        return [*self._local.alive(), *self._actors]
+
     async def restart(self, name: str) -> int:
         return await self._local.restart(name)
 
@@ -138,7 +152,8 @@ class RayExecutor:
     async def _start_actors(self) -> None:
         session = self._session or await self._emulate()
         self._watchers.append(asyncio.create_task(self._forward_exits()))
-        self._tell(_TOLD, f"making {len(self._plan.groups)} placement groups")
+        groups = counted(len(self._plan.groups), "placement group")
+        self._tell(_TOLD, f"using {groups}" if self._groups.given else f"making {groups}")
         await session.call_async(
             lambda: self._groups.make(self._plan.groups, session.nodes, self._group_deadline_s),
             self._group_deadline_s + CALL_S,
@@ -195,7 +210,7 @@ class RayExecutor:
             handle = actor_class.options(
                 name=f"{self._groups.prefix}-{spec.name}.1",
                 num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
+                num_gpus=worker.num_gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, worker.bundle),
             ).remote(msgspec.msgpack.encode(self._launch(spec)))
@@ -288,11 +303,15 @@ class RayExecutor:
         self._session = None
         if self._is_lost:  # nobody would answer; actors end with this process's connection
             return
+        ended = [actor.ended for actor in self._actors.values()]
         try:
-            if grace_s > 0 and self._actors:
+            if grace_s > 0 and ended:
                 await session.call_async(self._tell_actors)
-                await asyncio.wait([each.ended for each in self._actors.values()], timeout=grace_s)
-            left = await session.call_async(self._remove)
+                await asyncio.wait(ended, timeout=grace_s)
+            await session.call_async(self._kill_actors)
+            if ended:  # in a group of somebody else's nothing but this shows that they are gone
+                await asyncio.wait(ended, timeout=_KILL_S)
+            left = await session.call_async(self._groups.remove)
             if left:
                 logger.error("Ray has not removed %s", ", ".join(left))
         except TimeoutError:
@@ -303,13 +322,16 @@ class RayExecutor:
         for actor in list(self._actors.values()):
             actor.handle.stop.remote()
 
-    def _remove(self) -> list[str]:
-        """In Ray's thread: ends every actor and removes every group; what could not be removed."""
-        import ray
-
+    def _kill_actors(self) -> None:
         for actor in list(self._actors.values()):
-            ray.kill(actor.handle)
-        return self._groups.remove()
+            _kill(actor)
+
+
+def _kill(actor: _Actor) -> None:
+    """In Ray's thread."""
+    import ray
+
+    ray.kill(actor.handle)
 
 
 def _host(plan: DeploymentPlan) -> str | None:

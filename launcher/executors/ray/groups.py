@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.errors import StartFailed
+from launcher.errors import Refused, StartFailed
 from launcher.executors.ray.session import RayNode
-from launcher.plan import PendingResources, PlacementGroup
+from launcher.plan import Bundle, PendingResources, PlacementGroup
 
 _SLICE_S = 0.2
 """How long Ray is waited for before looking whether somebody wants to end."""
@@ -21,15 +21,17 @@ class Groups:
 
     Args:
         prefix: Begins their names in Ray, which have to be unique in the cluster.
+        given: Groups of somebody else's, which stand and are never removed.
     """
 
     prefix: str
+    given: Mapping[str, Any] = field(default_factory=dict)
     is_ending: bool = False
     """Set by whoever wants to end: what waits gives up."""
     _made: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
-        return self._made[name]
+        return self.given[name] if name in self.given else self._made[name]
 
     def make(
         self, groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode], deadline_s: float
@@ -44,6 +46,8 @@ class Groups:
         for group in groups:
             if self.is_ending:
                 return
+            if group.name in self.given:
+                continue
             self._made[group.name] = placement_group(
                 [dict(bundle.resources) for bundle in group.bundles],
                 strategy=group.strategy,
@@ -111,6 +115,48 @@ class Groups:
                     late.discard(name)
                     break
         return late
+
+
+def describe_given(
+    given: Sequence[Any], names: Mapping[str, str], deadline_s: float
+) -> dict[str, PlacementGroup]:
+    """What is in placement groups that somebody else has made. Runs in Ray's thread.
+
+    Args:
+        given: Ray's handles.
+        names: What a plan calls the nodes, by Ray's ids.
+        deadline_s: How long a group may take to stand.
+
+    Returns:
+        In the same order, by the names that a plan calls them: `given-0`, ...
+
+    Raises:
+        Refused: One does not stand, or has lost a node.
+    """
+    from ray.util.placement_group import placement_group_table
+
+    deadline = time.monotonic() + deadline_s
+    found = {}
+    for index, handle in enumerate(given):
+        name = f"given-{index}"
+        handle.wait(max(0.0, deadline - time.monotonic()))
+        table = placement_group_table(handle)
+        if table["state"] != "CREATED":
+            raise Refused(
+                f"placement group {handle.id.hex()} does not stand after {deadline_s:g} s, it is"
+                f" {table['state']}",
+                "placement groups that Ray has created, see ray.util.placement_group_table()",
+            )
+        nodes = table["bundles_to_node_id"]
+        bundles = (
+            Bundle(
+                resources={name: int(number) for name, number in resources.items()},
+                node=names[nodes[position]],
+            )
+            for position, resources in sorted(table["bundles"].items())
+        )
+        found[name] = PlacementGroup(name=name, strategy=table["strategy"], bundles=tuple(bundles))
+    return found
 
 
 def _describe(groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode]) -> str:

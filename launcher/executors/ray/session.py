@@ -11,9 +11,10 @@ import logging
 import os
 import queue
 import socket
+import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ CALL_S = 30.0
 """Deadline of a question to Ray that is answered at once unless its head is in trouble."""
 CONNECT_S = 60.0
 _REACH_S = 5.0
+_ASK_S = 20.0
+"""Nodes that have not said by then how much memory their GPUs have are planned without."""
 _ADDRESS_FILE = "ray_current_cluster"
 """Where `ray start` writes the address of the newest cluster of a machine, in Ray's temporary
 directory. Source: the documentation of `ray.init`, address="auto"."""
@@ -134,6 +137,8 @@ class Session:
     def _connect(self) -> None:
         os.environ.update(self._environment)  # Ray reads it when it is imported
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if _has_token(os.environ):  # `ray start` uses a token that is there, `ray.init` does not
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
 
         if ray.is_initialized():
@@ -171,11 +176,16 @@ class Session:
 
 
 def running_cluster(address: str | None, environment: Mapping[str, str]) -> str | None:
-    """Address of the cluster that would be used: told, RAY_ADDRESS, or one on this machine.
+    """Address of the cluster that would be used: the one that this process is connected to, else
+    told, RAY_ADDRESS, or one on this machine.
 
     Raises:
         Refused: The address is of a kind that cannot be used.
     """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        own: str = ray.get_runtime_context().gcs_address
+        return own
     told = address or environment.get("RAY_ADDRESS") or "auto"
     if told not in ("auto", "local"):
         if "://" in told:
@@ -193,6 +203,16 @@ def running_cluster(address: str | None, environment: Mapping[str, str]) -> str 
             _check_reach(found)
             return found
     return None
+
+
+def _has_token(environment: Mapping[str, str]) -> bool:
+    """Whether Ray finds a token for clusters that ask for one.
+
+    Source: docs.ray.io, token authentication.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    own = Path(environment.get("HOME", "/nonexistent"), ".ray", "auth_token")
+    return any(environment.get(name) for name in names) or own.is_file()
 
 
 def _check_reach(address: str) -> None:
@@ -234,12 +254,14 @@ def _look() -> _Found:
     import ray
 
     untyped: Any = ray
+    seen_nodes = [seen for seen in untyped.nodes() if seen["Alive"]]
+    gpu_memory = _gpu_memory(
+        [seen["NodeID"] for seen in seen_nodes if seen["Resources"].get("GPU")]
+    )
     own = ray.get_runtime_context().get_node_id()
     available = untyped._private.state.available_resources_per_node()
     nodes, ray_nodes, total = [], {}, defaultdict[str, float](float)
-    for seen in untyped.nodes():
-        if not seen["Alive"]:
-            continue
+    for seen in seen_nodes:
         id, resources = seen["NodeID"], seen["Resources"]
         free = available.get(id, {})
         in_use = {
@@ -257,6 +279,7 @@ def _look() -> _Found:
                 cpus=int(resources.get("CPU", 0)),
                 memory_bytes=int(resources.get("memory", 0)),
                 gpus=int(resources.get("GPU", 0)),
+                gpu_memory_bytes=gpu_memory.get(id, 0),
                 labels={k: v for k, v in seen["Labels"].items() if k != "ray.io/node-id"},
                 in_use=in_use,
             )
@@ -265,6 +288,35 @@ def _look() -> _Found:
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     can_add = tuple(name for name in ("CPU", "GPU") if most.get(name, 0) > total[name])
     return _Found(nodes, ray_nodes, _holders(), can_add)
+
+
+def _gpu_memory(node_ids: Sequence[str]) -> dict[str, int]:
+    """Bytes of memory of each GPU of these nodes, by asking them; without those that do not say."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from launcher.executors.ray.actor import gpu_memory
+
+    untyped: Any = ray
+    task = untyped.remote(num_cpus=0, max_retries=0)(gpu_memory)
+    asked = {
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)
+        ).remote(): id
+        for id in node_ids
+    }
+    if not asked:
+        return {}
+    answered, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ASK_S)
+    for reference in late:
+        ray.cancel(reference, force=True)
+    found = {}
+    for reference in answered:
+        try:
+            found[asked[reference]] = ray.get(reference)
+        except ray.exceptions.RayError as problem:
+            logger.warning("a node does not say how much memory its GPUs have: %s", problem)
+    return found
 
 
 def _holders() -> dict[str, tuple[str, ...]]:

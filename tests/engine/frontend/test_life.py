@@ -104,6 +104,15 @@ def test_a_front_end_that_the_coordinator_has_given_up_ends(front_end: RunningFr
     assert "given up this front end" in str(front_end.problem)
 
 
+def test_heartbeats_say_that_the_loop_turns_though_there_is_nothing_to_do(
+    front_end: RunningFrontEnd,
+):
+    beats = front_end.deployment.wait(lambda seen: seen.heartbeats[4:] and seen.heartbeats)
+    progress = [beat.progress for beat in beats]
+    assert progress == sorted(progress)
+    assert progress[-1] > progress[0]
+
+
 def test_a_silent_coordinator_is_named(model_directory: Path):
     with started(model_directory, silence_s=0.05) as front_end:
         front_end.deployment.is_silent = True

@@ -64,6 +64,7 @@ def runner(request, directory: Path) -> TorchRunner:
     settings = make_settings(directory, dtype=dtype, device=device, kernels=kernels)
     num_threads = 2 if kernels is Kernels.native else 1  # torch's would wait for each other
     made = TorchRunner(settings, directory, device_id=0, num_threads=num_threads)
+    made.prepare_kernels()
     made.load_weights()
     made.allocate_cache()
     made.warm_up()

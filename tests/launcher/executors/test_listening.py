@@ -1,5 +1,6 @@
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,64 @@ def test_a_port_that_another_deployment_shares_out_is_taken(count: int):
             each.close()
     assert f"frontend.port is taken: {port} (by pid {os.getpid()}" in str(refusal.value)
     assert refusal.value.hint.startswith("frontend.port=")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_two_that_have_bound_the_port_one_listens(count: int):
+    """Each with SO_REUSEADDR can bind while the other does not listen yet."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        sockets = listen(FrontendOptions(port=port, count=count))
+        try:
+            with pytest.raises(OSError, match="in use"):
+                other.listen()
+            with pytest.raises(Refused, match=f"frontend.port is taken: {port}"):
+                listen(FrontendOptions(port=port, count=count))
+        finally:
+            for each in sockets:
+                each.close()
+
+
+def test_the_port_is_never_free_while_the_sockets_of_several_front_ends_are_made(monkeypatch):
+    port = free_port()
+    created: list[socket.socket] = []
+    refusals: list[str] = []
+
+    class Observed(socket.socket):
+        """Another launcher tries whenever a further socket is made."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            if created:
+                with monkeypatch.context() as plain:
+                    plain.setattr(socket, "socket", original)
+                    refusal = pytest.raises(Refused, listen, FrontendOptions(port=port, count=2))
+                refusals.append(str(refusal.value))
+            created.append(self)
+
+    original = socket.socket
+    with monkeypatch.context() as observed:
+        observed.setattr(socket, "socket", Observed)
+        sockets = listen(FrontendOptions(port=port, count=3))
+    for each in sockets:
+        each.close()
+    assert len(refusals) == 2
+    assert all(f"frontend.port is taken: {port}" in refusal for refusal in refusals)
+
+
+def test_no_socket_stays_open_when_the_port_is_taken():
+    num_open = len(os.listdir("/proc/self/fd"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Refused):
+        listen(FrontendOptions(port=taken.getsockname()[1]))
+    assert len(os.listdir("/proc/self/fd")) == num_open
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
 
 def test_a_host_that_is_elsewhere_is_refused():

@@ -1,0 +1,1 @@
+"""What `action=smoke` asks of a deployment, and what it has to see."""
