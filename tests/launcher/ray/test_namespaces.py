@@ -134,6 +134,16 @@ def test_fixed_ports_are_all_that_it_listens_on_for_other_machines(cluster):
         assert listens_on(there["frontend-0"]) == {(url.host, url.port), *others}
 
 
+def test_a_token_for_other_clusters_is_not_used(cluster, runtime, monkeypatch):
+    (runtime / ".ray").mkdir()
+    (runtime / ".ray" / "auth_token").write_text("a" * 64)
+    monkeypatch.setenv("HOME", str(runtime))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    overrides = ("model=dummy", "topology=split", "dp=2")
+    with serving(*overrides, runtime_directory=cluster.runtime) as (_, client):
+        assert complete(client).json()["choices"][0]["text"] == "abcdefgh"
+
+
 def test_the_log_of_a_rank_comes_from_another_machine(cluster):
     overrides = ("topology=remote_only", "topology.strategy=spread", "dp=2")
     with launched("model=dummy", *overrides, runtime_directory=cluster.runtime) as launcher:
