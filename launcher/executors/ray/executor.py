@@ -32,7 +32,7 @@ from launcher.this_machine import local_cluster
 logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 64 << 10
-_TAIL_S = 5.0
+_TAIL_S = 10.0
 """Deadline for the last log lines of an actor on another machine."""
 _KILL_S = 10.0
 """Seconds that Ray gets to end an actor that was killed."""

@@ -98,7 +98,7 @@ def listens_on(pid: int) -> set[tuple[str, int]]:
 
 def test_split_serves_from_every_machine(cluster):
     overrides = ("model=tiny", "topology=split", *ONE_EACH)
-    with serving(*overrides, runtime_directory=cluster.runtime) as (launcher, client):
+    with serving(*overrides, runtime_directory=cluster.runtime) as (_, client):
         texts = set()
         for rank in range(3):
             with client_of(str(client.base_url), rank) as pinned:
@@ -119,7 +119,6 @@ def test_split_serves_from_every_machine(cluster):
         for name in ("coordinator", "frontend-0"):
             for endpoint in actual[name]["endpoints"].values():
                 assert endpoint.startswith(f"tcp://{cluster.machines[0].address}:")
-    assert "drained" in launcher.lines[-1]
 
 
 def test_fixed_ports_are_all_that_it_listens_on_for_other_machines(cluster):
@@ -149,13 +148,10 @@ def test_the_log_of_a_rank_comes_from_another_machine(cluster):
     with launched("model=dummy", *overrides, runtime_directory=cluster.runtime) as launcher:
         os.kill(pids(launcher.ready())["engine-1"], signal.SIGKILL)
         assert launcher.end() == 1
-        ended = "engine-1 ended: its process was killed or crashed (on node-2)\n"
-        last_words, hint = launcher.output.rpartition(ended)[2].rsplit("hint: see ", 1)
-        assert "engine-1 engine.core.process: ready" in last_words
-        assert ":actor_name:" not in last_words, "a mark of Ray's"
+        assert "engine-1 ended: its process was killed or crashed (on node-2)" in launcher.output
         log = (launcher.directory / "logs" / "engine-1.log").read_text()
-        assert hint == f"{launcher.directory}/logs/*.log\n"
-        assert "engine.core.process: ready" in log
+        assert "engine-1 engine.core.process: ready" in log
+        assert ":actor_name:" not in log, "a mark of Ray's"
 
 
 def test_a_model_that_another_machine_does_not_have_names_path_and_machine(cluster):
@@ -193,6 +189,7 @@ def test_a_machine_that_is_cut_off_fails_its_ranks_and_ends_the_deployment(clust
             assert '"finish_reason":"length"' in third[-2]
             assert launcher.end() == 1
             assert f"ended: {lost}" in launcher.output
+            assert "(nothing of its log is here)" in launcher.output
         until(lambda: of_ray(other) == before)
     finally:
         cut.set_link("up")
