@@ -189,13 +189,13 @@ class Cluster:
         self._directory = tempfile.mkdtemp(prefix="fl")  # short, since socket paths are
         self.runtime = Path(self._directory, "run")
         self.runtime.mkdir()
-        head, *others = machines
-        host = f"[{head.address_v6}]" if is_v6 else head.address
+        host = f"[{machines[0].address_v6}]" if is_v6 else machines[0].address
         self.address = f"{host}:{PORT}"
-        self._start(head, num_cpus, "--head", f"--port={PORT}", "--include-dashboard=false")
-        for machine in others:
-            machine.look_like_another(self.runtime)
-            self._start(machine, num_cpus, f"--address={self.address}")
+        try:
+            self._start_all(num_cpus)
+        except BaseException:
+            self.close()
+            raise
 
     def look(self) -> dict[str, Any]:
         """What a driver sees on the head: how many nodes live, what is in use, groups."""
@@ -208,6 +208,13 @@ class Cluster:
     def close(self) -> None:
         """Removes its files; its processes end with the machines."""
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start_all(self, num_cpus: int) -> None:
+        head, *others = self.machines
+        self._start(head, num_cpus, "--head", f"--port={PORT}", "--include-dashboard=false")
+        for machine in others:
+            machine.look_like_another(self.runtime)
+            self._start(machine, num_cpus, f"--address={self.address}")
 
     def _start(self, machine: Machine, num_cpus: int, *options: str) -> None:
         address = machine.address_v6 if self._is_v6 else machine.address
