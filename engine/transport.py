@@ -62,7 +62,11 @@ def bind(
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.bind(endpoint)
-    return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    if endpoint.startswith("tcp://"):
+        # libzmq says `[::ffff:10.0.0.1]`, where a machine without IPv6 would not find it.
+        bound = f"{endpoint.rpartition(':')[0]}:{bound.rpartition(':')[2]}"
+    return socket, bound
 
 
 def connect(

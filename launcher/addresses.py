@@ -44,6 +44,9 @@ def means_head(cluster: Cluster, name: str) -> bool:
 
 def _of_interface(cluster: Cluster, interface: str | None) -> str | None:
     known = cluster.head_interfaces
+    others = [node.address for node in cluster.nodes if not node.head]
+    if cluster.can_add or not all(map(_is_loopback, others)):  # who do not reach a loopback address
+        known = {name: address for name, address in known.items() if not _is_loopback(address)}
     if interface is None or interface in known:
         return known[interface] if interface else None
     close = difflib.get_close_matches(interface, known, n=1) or list(known)[:1] or ["null"]

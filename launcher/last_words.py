@@ -17,5 +17,6 @@ def last_words(log: Sequence[str], reason: str = "") -> str:
     telling = [line for line in log if not is_routine(line)][-_MAX_LINES:]
     if not telling:
         guess = "; killed from outside?" if reason == "killed by SIGKILL" else ""
-        telling = [f"(no warning and no error in its log{guess})"]
+        found = "no warning and no error in its log" if log else "nothing of its log is here"
+        telling = [f"({found}{guess})"]
     return "".join(f"\n    {line}" for line in telling)

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,13 @@ def test_messages_go_both_ways(context, tmp_path, scheme: str):
         transport.send(router, AbortRequests(3, [1, 2]), identity)
         [frame] = receive(dealer)
         assert transport.decode(TO_ENGINE, frame, "x") == AbortRequests(3, [1, 2])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_an_endpoint_names_its_host_as_it_was_told(context, host: str):
+    bound, endpoint = transport.bind(context, zmq.ROUTER, f"tcp://{host}:*")
+    bound.close()
+    assert re.fullmatch(rf"tcp://{re.escape(host)}:\d+", endpoint)
 
 
 def test_a_message_to_somebody_who_is_not_connected_is_an_error(context, tmp_path):

@@ -15,7 +15,7 @@ from tests.launcher.samples import GIB, cluster_of
 CLUSTER = Cluster(
     nodes=(Node(id="a", address="10.0.0.2"), Node(id="main", head=True, address="10.0.0.1")),
     head_names=("node7", "node7.example.org", "10.1.0.1", "fd00::1"),
-    head_interfaces={"eth0": "10.0.0.1", "ib0": "10.1.0.1"},
+    head_interfaces={"lo": "127.0.0.1", "eth0": "10.0.0.1", "ib0": "10.1.0.1"},
 )
 
 
@@ -67,6 +67,11 @@ def test_an_interface_has_the_address():
             "head.interface=ib0",
         ),
         (
+            {"interface": "lo"},
+            "head.interface must be one of eth0, ib0: lo",
+            "head.interface=eth0",
+        ),
+        (
             {"interface": "ib0", "address": "10.0.0.1"},
             "head.address must be that of head.interface=ib0 (10.1.0.1): 10.0.0.1",
             "head.address=null",
@@ -80,6 +85,11 @@ def test_what_is_not_the_heads_is_refused(options: dict[str, str], message: str,
     key, _, value = hint.partition("=")
     name = key.removeprefix("head.")
     address_of(**options | {name: None if value == "null" else value})
+
+
+def test_the_loopback_interface_is_one_of_a_head_without_other_nodes():
+    alone = Cluster(nodes=CLUSTER.nodes[1:], head_interfaces=CLUSTER.head_interfaces)
+    assert with_head_address(alone, HeadOptions(interface="lo")).head.address == "127.0.0.1"
 
 
 def test_an_interface_of_an_inventory_that_names_none():

@@ -21,6 +21,6 @@ def test_of_many_lines_the_last_are_shown():
 
 def test_a_log_that_tells_nothing_is_said_to():
     assert last_words([ROUTINE]) == "\n    (no warning and no error in its log)"
-    assert last_words([], "exit code 1") == "\n    (no warning and no error in its log)"
+    assert last_words([], "exit code 1") == "\n    (nothing of its log is here)"
     guess = "\n    (no warning and no error in its log; killed from outside?)"
     assert last_words([ROUTINE], "killed by SIGKILL") == guess

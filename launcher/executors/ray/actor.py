@@ -14,6 +14,10 @@ from engine.config import Found
 from engine.entrypoint import allow_many_connections, run_engine
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 
+_MARKS = (":job_id:", ":actor_name:", ":task_name:")
+"""Begin lines that Ray writes for its own reader of logs.
+Source: ray/_private/ray_constants.py, `LOG_PREFIX_...`."""
+
 
 class EngineActor:
     """Runs one engine core until it is told to stop, or it fails.
@@ -80,11 +84,11 @@ class _Told:
 
 
 def log_tail(path: str, num_bytes: int) -> str:
-    """The end of a file of the node that this runs on."""
-    with contextlib.suppress(OSError), open(path, "rb") as log:
+    """The end of a log that Ray keeps on the node that this runs on, without Ray's own marks."""
+    with open(path, "rb") as log:
         log.seek(max(0, os.fstat(log.fileno()).st_size - num_bytes))
-        return log.read().decode(errors="replace")
-    return ""
+        lines = log.read().decode(errors="replace").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(_MARKS))
 
 
 def gpu_memory() -> int:

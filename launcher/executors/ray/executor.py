@@ -8,6 +8,7 @@ import os
 import secrets
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,8 +31,8 @@ from launcher.this_machine import local_cluster
 
 logger = logging.getLogger(__name__)
 
-_TAIL_BYTES = 16 << 10
-_TAIL_S = 5.0
+_TAIL_BYTES = 64 << 10
+_TAIL_S = 10.0
 """Deadline for the last log lines of an actor on another machine."""
 _KILL_S = 10.0
 """Seconds that Ray gets to end an actor that was killed."""
@@ -82,7 +83,6 @@ class RayExecutor:
         prefix = f"flotilla-{plan.name}-{secrets.token_hex(4)}"
         self._groups = Groups(prefix, means.given_groups)
         self._actors: dict[str, _Actor] = {}
-        self._tails: dict[str, list[str]] = {}
         self._exits: asyncio.Queue[Exit] = asyncio.Queue()
         self._watchers: list[asyncio.Task[None]] = []
         self._is_ending = False
@@ -132,7 +132,7 @@ class RayExecutor:
         return await self._local.restart(name)
 
     def log_tail(self, name: str, num_lines: int) -> list[str]:
-        return self._local.log_tail(name, num_lines) or self._tails.get(name, [])[-num_lines:]
+        return self._local.log_tail(name, num_lines)
 
     def log_path(self, name: str) -> str:
         return self._local.log_path(name)
@@ -247,12 +247,13 @@ class RayExecutor:
         self._note_end(spec.name, f"{reason} (on {spec.node})")
 
     async def _fetch_log(self, made: _Made) -> None:
-        """Keeps the last log lines of an actor on another machine, if that lives."""
+        """Copies the end of the log of an actor on another machine, if that lives."""
         session = self._session
         assert session is not None
         node_id = session.nodes[made.spec.node].id
+        copy = Path(self._local.log_path(made.spec.name))
 
-        def fetch() -> str:
+        def fetch() -> None:
             import ray
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -260,11 +261,11 @@ class RayExecutor:
 
             there = NodeAffinitySchedulingStrategy(node_id, soft=False)
             task = ray.remote(log_tail).options(num_cpus=0, scheduling_strategy=there)
-            tail: str = ray.get(task.remote(made.log_path.result(0), _TAIL_BYTES), timeout=_TAIL_S)
-            return tail
+            tail = task.remote(made.log_path.result(0), _TAIL_BYTES)
+            copy.write_text(ray.get(tail, timeout=_TAIL_S))
 
         with contextlib.suppress(Exception):  # the node has died too, or Ray is not well
-            self._tails[made.spec.name] = (await session.call_async(fetch)).splitlines()
+            await session.call_async(fetch)
 
     def _note_end(self, name: str, reason: str) -> None:
         if self._actors.pop(name, None) is not None:
@@ -273,9 +274,11 @@ class RayExecutor:
     def _lose(self, place: str, reason: str) -> None:
         """A node, or Ray's own head, cannot be reached."""
         self._is_lost = self._is_lost or place == _GCS
-        for actor in list(self._actors.values()):
-            if place in (_GCS, actor.spec.node):
-                self._note_end(actor.spec.name, f"{place} is lost: {reason}")
+        there = [a.spec for a in self._actors.values() if place in (_GCS, a.spec.node)]
+        ranks = ", ".join(str(spec.rank) for spec in there)
+        together = f", with ranks {ranks}" if len(there) > 1 else ""
+        for spec in there:
+            self._note_end(spec.name, f"{place} is lost{together}: {reason}")
 
     async def _watch_emulated(self, emulated: EmulatedNodes) -> None:
         await emulated.wait()

@@ -94,12 +94,8 @@ class Session:
                 f"the Ray cluster at {self.address} does not answer within {CONNECT_S:g} s",
                 "cluster=emulated, or see `ray status`",
             ) from None
-        except (ConnectionError, RuntimeError, ValueError) as problem:
-            first = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-            raise Refused(
-                f"no connection to the Ray cluster at {self.address}: {first}",
-                "run the launcher on a node of the cluster, with its RAY_AUTH_TOKEN if it has one",
-            ) from problem
+        except Exception as problem:  # Ray has no one class for what can be wrong
+            raise _refused(self.address, problem) from problem
 
     def discover(self, machine: Cluster, grows: bool | None = None) -> Cluster:
         """The nodes as they are now; the head is the one that this process runs on.
@@ -141,8 +137,6 @@ class Session:
     def _connect(self) -> None:
         os.environ.update(self._environment)  # Ray reads it when it is imported
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if _has_token(os.environ):  # `ray start` uses a token that is there, `ray.init` does not
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
 
         if ray.is_initialized():
@@ -151,6 +145,7 @@ class Session:
         logging.getLogger("ray").setLevel(logging.ERROR)
         # It would write messages of raylets to stdout, which is for what a program could read.
         ray._private.worker.print_to_stdstream = _log_message
+        _show_token(self.address)
         ray.init(
             address=self.address,
             namespace=NAMESPACE,
@@ -209,14 +204,30 @@ def running_cluster(address: str | None, environment: Mapping[str, str]) -> str 
     return None
 
 
-def _has_token(environment: Mapping[str, str]) -> bool:
-    """Whether Ray finds a token for clusters that ask for one.
+def _show_token(address: str) -> None:
+    """Uses the user's token if there is one and the cluster asks for it.
 
-    Source: docs.ray.io, token authentication.
+    `ray start` uses a token that is there, `ray.init` with an address does not. With a token that
+    the cluster does not know of, this process would not answer it.
+
+    Raises:
+        ray.exceptions.AuthenticationError: There is no token, or another one.
     """
-    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    own = Path(environment.get("HOME", "/nonexistent"), ".ray", "auth_token")
-    return any(environment.get(name) for name in names) or own.is_file()
+    from ray import _raylet
+    from ray._private.authentication import authentication_token_setup as token
+    from ray.exceptions import AuthenticationError, RpcError
+
+    untyped: Any = _raylet
+    token.ensure_token_if_auth_enabled(create_token_if_missing=False)
+    try:
+        untyped.GcsClient(address=address)
+    except AuthenticationError:
+        is_told = "RAY_AUTH_MODE" in os.environ
+        if is_told or not token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            raise
+        untyped.GcsClient(address=address)
+    except RpcError:  # it may have just begun to start: `ray.init` tries for longer
+        return
 
 
 def _check_reach(address: str) -> None:
@@ -230,6 +241,20 @@ def _check_reach(address: str) -> None:
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise Refused(f"no Ray cluster answers at {address}: {reason}", hint) from None
+
+
+def _refused(address: str, problem: Exception) -> Refused:
+    """What the user can do about a connection that has failed."""
+    if "AuthenticationError" in f"{problem!r} {problem.__cause__}":
+        return Refused(
+            f"the Ray cluster at {address} wants its token, which is missing here or another one",
+            "RAY_AUTH_MODE=token, and the token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
+        )
+    first = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+    return Refused(
+        f"no connection to the Ray cluster at {address}: {first}",
+        "run the launcher on a node of the cluster, or cluster=emulated",
+    )
 
 
 @dataclass(slots=True)
