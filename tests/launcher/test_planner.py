@@ -206,7 +206,7 @@ def test_a_cache_holds_a_request_of_useful_length_however_little_memory_there_is
 
 def test_a_gpu_cache_takes_what_weights_and_a_step_leave_of_nine_tenths():
     num_blocks = blocks(config_of(), LLAMA_8B, gpu_head(1))
-    cache_gib = num_blocks * 16 * LLAMA_8B.kv_bytes_per_token("bfloat16") / GIB
+    cache_gib = num_blocks * 16 * LLAMA_8B.kv_bytes_per_token("bfloat16", padded=False) / GIB
     assert 80 * 0.9 - 15 - 4 < cache_gib < 80 * 0.9 - 15 - 1
     of_two_gpus = blocks(config_of(tp=2), LLAMA_8B, gpu_head(2))
     assert of_two_gpus > 2.2 * num_blocks

@@ -41,6 +41,7 @@ def directory(request, tmp_path_factory) -> Path:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         attention_bias=True,
+        attention_output_bias=True,
         eos_token_ids=(2,),
     )
     path = tmp_path_factory.mktemp("model")

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from engine.checkpoints.config_json import facts_from_config
 from engine.errors import ModelError
-from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts, facts_from_config
+from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
 
 # Llama-3.2-1B as transformers 4 writes it, less the rope scaling.
 LLAMA: dict[str, Any] = {
@@ -210,7 +211,7 @@ def test_parameters_and_bytes_are_those_of_the_published_model():
     assert facts.num_parameters == 1_235_814_400
     assert facts.weight_bytes("bfloat16") == 2 * 1_235_814_400
     assert facts.weight_bytes("float32") == 4 * 1_235_814_400
-    assert facts.kv_bytes_per_token("float16") == 2 * 16 * 8 * 64 * 2
+    assert facts.kv_bytes_per_token("float16", padded=False) == 2 * 16 * 8 * 64 * 2
 
 
 def test_every_type_has_a_size():
@@ -221,7 +222,7 @@ def test_every_type_has_a_size():
 def test_reading_facts_imports_no_heavy_package():
     script = f"""
 import json, sys
-from engine.model.facts import facts_from_config
+from engine.checkpoints.config_json import facts_from_config
 facts_from_config(json.loads({json.dumps(LLAMA)!r}))
 print(*{{"torch", "numpy", "transformers", "msgspec"}} & set(sys.modules))
 """
