@@ -11,7 +11,7 @@ from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts, RopeKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """In what an architecture differs from Llama.
+    """What an architecture has, and what of it its config.json decides.
 
     Source: transformers, configuration_*.py and modeling_*.py of each.
     """

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 320,
     "intermediate_size": 176,
     "num_hidden_layers": 3,
@@ -23,7 +24,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -31,7 +32,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "rope_theta": 500.0,
 }
-YARN = {
+YARN: dict[str, Any] = {
     "rope_type": "yarn",
     "factor": 4.0,
     "original_max_position_embeddings": 128,
