@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/engine_steps.py DIR [--dtype bfloat16] [--batches 1,4,16,64]
 
-DIR is a Hugging Face directory of the Llama family. Each batch size is so many requests that arrive
-at once with random prompts. Prints one JSON object per batch size; times are in milliseconds, the
+DIR is a Hugging Face directory. Each batch size is so many requests that arrive at once with random
+prompts. Prints one JSON object per batch size; times are in milliseconds, the
 lowest and the median of the decode steps.
 """
 

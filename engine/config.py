@@ -55,6 +55,11 @@ class Kernels(Enum):
     torch = "torch"
 
 
+def may_be_native(kernels: Kernels, device: Device, dtype: DType) -> bool:
+    """Whether C kernels compute the model, if they can be built. Everything is decided but that."""
+    return kernels is not Kernels.torch and device is Device.cpu and dtype is not DType.float16
+
+
 class BalancerPolicy(Enum):
     """How a front end picks the rank of a request."""
 

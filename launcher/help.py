@@ -9,7 +9,7 @@ from launcher.config_options import Catalogue, Option, read_meaning
 
 EXAMPLES = {
     "dp=2 frontend.port=9000": "two engines behind one port",
-    "model=path model.path=DIR": "a Hugging Face directory of the Llama family",
+    "model=path model.path=DIR": "a Hugging Face directory of Llama, Mistral or Qwen",
     "action=plan dp=4 topology=split": "half of the ranks beside the head, half elsewhere",
     "action=plan dp=4 plan.format=json": "what would run where; starts nothing",
     "action=status": "what runs, beside what was planned",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.config import CacheSettings, Device, DType, ModelKind
+from engine.config import CacheSettings, Device, DType, ModelKind, may_be_native
 from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
 from engine.wording import counted
 from launcher.cluster import Node
@@ -49,6 +49,8 @@ class RankMemory:
     config: LaunchConfig
     facts: ModelFacts
     dtype: DType
+    device: Device
+    """Decided."""
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -58,7 +60,8 @@ class RankMemory:
     def block_bytes(self) -> int:
         """One block of the cache. Workers beyond the number of key heads hold copies of them."""
         copies = math.ceil(self.config.tp / self.facts.num_key_value_heads)
-        token_bytes = self.facts.kv_bytes_per_token(self.dtype.value) * copies
+        padded = may_be_native(self.config.engine.kernels, self.device, self.dtype)
+        token_bytes = self.facts.kv_bytes_per_token(self.dtype.value, padded) * copies
         return token_bytes * self.config.profile.block_size
 
     @cached_property
@@ -70,7 +73,8 @@ class RankMemory:
         thrice (before and after the softmax, and the mask).
         """
         facts, profile = self.facts, self.config.profile
-        per_token = 8 * facts.hidden_size + 4 * facts.intermediate_size
+        query_size = facts.num_attention_heads * facts.head_dim
+        per_token = 8 * max(facts.hidden_size, query_size) + 4 * facts.intermediate_size
         per_request = 2 * BYTES_PER_ELEMENT["float32"] * facts.vocab_size
         element = BYTES_PER_ELEMENT[self.dtype.value]
         tokens, requests = profile.max_num_batched_tokens, profile.max_num_seqs

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engine.config import ProcessSpec, Role
+from engine.config import ProcessSpec, Role, may_be_native
 from engine.wording import counted
 from launcher.cluster import Node
 from launcher.plan import DeploymentPlan, PlacementGroup
@@ -186,7 +186,8 @@ def _ids(processes: Sequence[ProcessSpec], node: Node) -> str:
 def _settings(plan: DeploymentPlan) -> Table:
     settings, cache = plan.settings, plan.settings.cache
     tokens = cache.num_blocks * cache.block_size
-    cache_bytes = tokens * settings.facts.kv_bytes_per_token(settings.dtype.value)
+    padded = may_be_native(settings.kernels, settings.device, settings.dtype)
+    cache_bytes = tokens * settings.facts.kv_bytes_per_token(settings.dtype.value, padded)
     requests = counted(settings.max_num_seqs, "request")
     weights = format_bytes(settings.facts.weight_bytes(settings.dtype.value))
     listens = f"{settings.frontend.host}:{settings.frontend.port}"

@@ -119,7 +119,7 @@ def _outlook(
     if config.engine.kernels is Kernels.native and device is not Device.cpu:
         raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
-    memory = RankMemory(config, facts, dtype)
+    memory = RankMemory(config, facts, dtype, device)
     return Outlook(device, dtype, Need.of(config, cluster, device), memory)
 
 

@@ -199,7 +199,7 @@ def test_every_module_keeps_the_import_rules():
         ("engine.link", "from engine.coordinator.membership import Membership"),
         ("engine.checkpoints.gguf", "from safetensors.torch import save_file"),
         ("engine.model.facts", "if True:\n    import torch"),
-        ("engine.model.llama", "from engine.core import scheduler"),
+        ("engine.model.decoder", "from engine.core import scheduler"),
         ("engine.core.process", "from transformers import AutoTokenizer"),
         ("launcher.executors.mp", "from launcher.config import LaunchConfig"),
         ("launcher.executors.mp", "import engine.core.process"),

@@ -5,8 +5,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoints.config_json import facts_from_config
 from engine.errors import ModelError
-from engine.model.facts import ModelFacts, facts_from_config
+from engine.model.facts import ModelFacts
 from engine.model.tensor_shapes import tensor_shapes
 
 _INDEX = "model.safetensors.index.json"
@@ -95,6 +96,12 @@ def _check_tensors(directory: Path, facts: ModelFacts, stored: dict[str, Any]) -
         if stored[name]["shape"] != list(shape):
             wrong = f"{name} has shape {stored[name]['shape']}, not {list(shape)}"
             raise ModelError(f"weights do not fit config.json, {wrong}: {directory}", hint)
+        if stored[name]["dtype"] not in _DTYPES:
+            raise ModelError(
+                f"weights are quantised or of a type that is not supported, {name} is"
+                f" {stored[name]['dtype']}: {directory}",
+                f"supported: {', '.join(_DTYPES.values())}",
+            )
 
 
 def _stored_dtype(directory: Path) -> str:

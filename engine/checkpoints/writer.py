@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, TensorSpec, serialize_file
 from tokenizers import AddedToken, Tokenizer
 
+from engine.checkpoints.config_json import facts_from_config
 from engine.model.facts import ModelFacts
 
 _MODEL_TYPES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
@@ -46,6 +47,7 @@ def write_config(directory: Path, facts: ModelFacts, pad_token_id: int) -> None:
         "torch_dtype": facts.dtype,
         **tokens,
     }
+    assert facts_from_config(config) == facts, "facts that are not written here"
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", tokens)
 

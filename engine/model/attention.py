@@ -6,6 +6,8 @@ group.
 
 Shapes: T tokens of a tile, N tiles of a group, L context length padded to whole blocks, B blocks, H
 key-value heads, G query heads per key-value head, D head size, S slots (blocks * block size).
+
+In layers with a sliding window a context begins with the block of the first token that is seen.
 """
 
 import math
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 
 from engine.config import Settings
 from engine.model.batch import Layout, Tile
+from engine.model.operators import Norm
 from engine.model.rotary import rotary_tables
 
 MAX_TILE_TOKENS = 128
@@ -100,7 +103,8 @@ class AttentionStep:
     """[tokens*2*H] rows of the cache that new keys and values go to."""
     rotation: tuple[torch.Tensor, torch.Tensor]
     """cos and signed sin, [tokens, 1, D] each."""
-    groups: list[_GroupStep]
+    groups: dict[int | None, list[_GroupStep]]
+    """By the window of the layers that they are for."""
 
 
 class TorchAttention:
@@ -109,13 +113,19 @@ class TorchAttention:
     def __init__(self, settings: Settings, dtype: torch.dtype, device: torch.device) -> None:
         facts, cache = settings.facts, settings.cache
         self._num_kv_heads = facts.num_key_value_heads
-        self._num_groups = facts.num_attention_heads // facts.num_key_value_heads
         self._num_heads, self._head_dim = facts.num_attention_heads, facts.head_dim
         self._num_blocks, self._block_size = cache.num_blocks, cache.block_size
         self._dtype, self._device = dtype, device
+        self._windows = {facts.window(layer) for layer in range(facts.num_hidden_layers)}
         cos, sin = rotary_tables(facts, settings.max_model_len)
         self._cos = torch.cat((cos, cos), dim=-1).to(device, dtype)
         self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)
+
+    def layer(
+        self, window: int | None = None, norms: tuple[Norm, Norm] | None = None
+    ) -> "TorchAttentionLayer":
+        assert window in self._windows
+        return TorchAttentionLayer(self._num_heads, self._num_kv_heads, window, norms)
 
     def new_cache(self) -> PagedCache:
         return PagedCache(
@@ -135,28 +145,43 @@ class TorchAttention:
         heads = torch.arange(2 * self._num_kv_heads)
         cache_rows = torch.from_numpy(layout.slots)[:, None] + heads * num_slots
         positions = torch.from_numpy(layout.positions).to(self._device)
+        groups = group_tiles(layout.tiles)
         return AttentionStep(
             cache_rows=cache_rows.flatten().to(self._device),
             rotation=(
                 F.embedding(positions, self._cos)[:, None],
                 F.embedding(positions, self._sin)[:, None],
             ),
-            groups=[self._begin_group(group, layout) for group in group_tiles(layout.tiles)],
+            groups={
+                window: [self._begin_group(tiles, layout, window) for tiles in groups]
+                for window in self._windows
+            },
         )
 
-    def _begin_group(self, tiles: list[Tile], layout: Layout) -> _GroupStep:
+    def _begin_group(self, tiles: list[Tile], layout: Layout, window: int | None) -> _GroupStep:
         tile_tokens = tiles[0].length
-        num_blocks = -(-tiles[-1].context // self._block_size)
+        reach = window or tiles[-1].context  # as far back as anything is seen
+        begins = [max(0, tile.start - reach + 1) // self._block_size for tile in tiles]
+        ends = [-(-tile.context // self._block_size) for tile in tiles]
+        num_blocks = max(end - begin for begin, end in zip(begins, ends, strict=True))
         tables = np.zeros((len(tiles), num_blocks), dtype=np.int64)  # padded with block 0
-        for row, tile in enumerate(tiles):
-            ids = layout.block_ids[tile.chunk][:num_blocks]
-            tables[row, : len(ids)] = ids
+        for row, (tile, begin, end) in enumerate(zip(tiles, begins, ends, strict=True)):
+            tables[row, : end - begin] = layout.block_ids[tile.chunk][begin:end]
         context = num_blocks * self._block_size
         heads = torch.arange(2 * self._num_kv_heads) * self._num_blocks
         block_rows = heads[:, None, None] + torch.from_numpy(tables)
-        starts = torch.tensor([tile.start for tile in tiles])
-        reach = (starts[:, None] + torch.arange(tile_tokens)).to(self._device)[..., None]
-        hidden = torch.arange(context, device=self._device) > reach
+        # of the tiles' tokens [N, T, 1], counted from the beginning of each context
+        positions = torch.tensor(
+            [
+                tile.start - begin * self._block_size
+                for tile, begin in zip(tiles, begins, strict=True)
+            ]
+        )
+        positions = (positions[:, None] + torch.arange(tile_tokens)).to(self._device)[..., None]
+        others = torch.arange(context, device=self._device)
+        hidden = others > positions
+        if window is not None:
+            hidden |= others <= positions - window
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return _GroupStep(
             begin=tiles[0].begin,
@@ -169,23 +194,37 @@ class TorchAttention:
             mask=mask.masked_fill_(hidden, float("-inf")),
         )
 
+
+class TorchAttentionLayer:
+    """The attention of one layer."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        window: int | None,
+        norms: tuple[Norm, Norm] | None,
+    ) -> None:
+        self._num_heads, self._num_kv_heads = num_heads, num_kv_heads
+        self._window, self._norms = window, norms
+
     def __call__(self, qkv: torch.Tensor, cache: PagedCache, step: AttentionStep) -> torch.Tensor:
-        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
-        _rotate_(heads[:, : self._num_heads + self._num_kv_heads], *step.rotation)
+        rows = self._num_heads + 2 * self._num_kv_heads
+        heads = qkv.view(qkv.shape[0], rows, -1)
+        queries, keys = heads[:, : self._num_heads], heads[:, self._num_heads : -self._num_kv_heads]
+        if self._norms is not None:
+            for part, norm in zip((queries, keys), self._norms, strict=True):
+                part.copy_(F.rms_norm(part, part.shape[-1:], norm.weight, norm.eps))
+        _rotate_(heads[:, : -self._num_kv_heads], *step.rotation)
         cache.write(heads[:, self._num_heads :], step)
-        queries = heads[:, : self._num_heads]
-        parts = [self._attend(queries[g.begin : g.end], cache, g) for g in step.groups]
+        groups = step.groups[self._window]
+        parts = [self._attend(queries[g.begin : g.end], cache, g) for g in groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _attend(self, queries: torch.Tensor, cache: PagedCache, group: _GroupStep) -> torch.Tensor:
         """[tokens, H*G, D] to [tokens, H*G*D]."""
-        n, t, h, g, d = (
-            group.num_tiles,
-            group.tile_tokens,
-            self._num_kv_heads,
-            self._num_groups,
-            self._head_dim,
-        )
+        n, t, h = group.num_tiles, group.tile_tokens, self._num_kv_heads
+        g, d = self._num_heads // h, queries.shape[-1]
         keys, values = cache.gather(group)
         rows = queries.reshape(n, t, h, g, d).permute(2, 0, 3, 1, 4).reshape(h * n, g * t, d)
         scores = torch.bmm(rows * d**-0.5, keys.transpose(1, 2))

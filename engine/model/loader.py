@@ -1,11 +1,11 @@
 """Reads weights from a Hugging Face directory: safetensors, memory-mapped, one tensor at a time."""
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from engine.checkpoints.directory import weight_files
 from engine.errors import ModelError
 
 
@@ -15,7 +15,7 @@ class Checkpoint:
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
         self._directory = directory
-        self._files = {path: safe_open(path, framework="pt") for path in self._paths()}
+        self._files = {path: safe_open(path, framework="pt") for path in weight_files(directory)}
         self._file_of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
 
     def __call__(self, name: str) -> torch.Tensor:
@@ -31,10 +31,3 @@ class Checkpoint:
                 "config.json and the weights belong to different models, or a file is missing",
             )
         return file.get_tensor(name).to(device=self._device, dtype=self._dtype)
-
-    def _paths(self) -> list[Path]:
-        index = self._directory / "model.safetensors.index.json"
-        if not index.exists():
-            return [self._directory / "model.safetensors"]
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return [self._directory / name for name in sorted(names)]

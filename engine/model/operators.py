@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from engine.config import Kernels, Settings
+from engine.config import Kernels, Settings, may_be_native
 from engine.errors import KernelError
 from engine.model.batch import Layout
 
@@ -19,7 +19,7 @@ class Norm(NamedTuple):
     """An RMS norm: x / sqrt(mean(x^2) + eps) * weight."""
 
     weight: torch.Tensor
-    """[in_features]."""
+    """[features]."""
     eps: float
 
 
@@ -31,11 +31,39 @@ class Linear(Protocol):
         ...
 
 
+class AttentionLayer(Protocol):
+    """The attention of one layer."""
+
+    def __call__(self, qkv: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
+        """Norms and rotates queries and keys, stores keys and values, attends.
+
+        Args:
+            qkv: [tokens, (query heads + 2 * key-value heads) * head size], in the layout's order;
+                it may be overwritten.
+
+        Returns:
+            [tokens, query heads * head size].
+        """
+        ...
+
+
 class Attention(Protocol):
     """Causal attention with grouped query heads over a paged cache, rotary embedding included.
 
     A cache (of one layer) and a step are made here and given back; what they are is its own affair.
     """
+
+    def layer(
+        self, window: int | None = None, norms: tuple[Norm, Norm] | None = None
+    ) -> AttentionLayer:
+        """One layer.
+
+        Args:
+            window: Tokens that a token sees, itself among them; None: all before it. One of those
+                in the model's facts.
+            norms: Of each head of the queries and of the keys, before they are rotated.
+        """
+        ...
 
     def new_cache(self) -> Any:
         """An empty cache of one layer."""
@@ -47,17 +75,6 @@ class Attention(Protocol):
 
     def begin_step(self, layout: Layout) -> Any:
         """What all layers share in one step."""
-        ...
-
-    def __call__(self, qkv: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
-        """Rotates queries and keys, stores keys and values, attends.
-
-        Args:
-            qkv: [tokens, (query heads + 2 * key-value heads) * head size], in the layout's order.
-
-        Returns:
-            [tokens, query heads * head size].
-        """
         ...
 
 
@@ -107,7 +124,7 @@ def make_operators(
     """
     from engine.model.torch_operators import TorchOperators
 
-    if settings.kernels is Kernels.torch or device.type != "cpu" or dtype == torch.float16:
+    if not may_be_native(settings.kernels, settings.device, settings.dtype):
         return TorchOperators(settings, dtype, device)
     try:
         from engine.model.kernels.operators import NativeOperators

@@ -4,7 +4,7 @@ from engine.model.facts import ModelFacts
 
 
 def tensor_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
-    """Shapes of a Llama's weights by their names in transformers."""
+    """Shapes of a model's weights by their names in transformers."""
     hidden = facts.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (facts.vocab_size, hidden),
@@ -16,6 +16,9 @@ def tensor_shapes(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         prefix = f"model.layers.{layer}"
         shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
         shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+        if facts.qk_norm:
+            shapes[f"{prefix}.self_attn.q_norm.weight"] = (facts.head_dim,)
+            shapes[f"{prefix}.self_attn.k_norm.weight"] = (facts.head_dim,)
         for name, shape, has_bias in _linear_layers(facts):
             shapes[f"{prefix}.{name}.weight"] = shape
             if has_bias:
@@ -32,7 +35,7 @@ def _linear_layers(facts: ModelFacts) -> list[tuple[str, tuple[int, int], bool]]
         ("self_attn.q_proj", (query, hidden), facts.attention_bias),
         ("self_attn.k_proj", (key, hidden), facts.attention_bias),
         ("self_attn.v_proj", (key, hidden), facts.attention_bias),
-        ("self_attn.o_proj", (hidden, query), facts.attention_bias),
+        ("self_attn.o_proj", (hidden, query), facts.attention_output_bias),
         ("mlp.gate_proj", (inner, hidden), facts.mlp_bias),
         ("mlp.up_proj", (inner, hidden), facts.mlp_bias),
         ("mlp.down_proj", (hidden, inner), facts.mlp_bias),

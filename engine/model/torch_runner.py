@@ -10,7 +10,7 @@ import torch
 from engine.config import Device, DType, Settings
 from engine.errors import CapacityError
 from engine.model.batch import lay_out
-from engine.model.llama import Llama
+from engine.model.decoder import Decoder
 from engine.model.loader import Checkpoint
 from engine.model.operators import make_operators
 from engine.model.runner import Chunk
@@ -67,7 +67,7 @@ class TorchRunner:
         operators = self._operators
         weights = Checkpoint(self._directory, self._dtype, self._device)
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
-            self._model = Llama(
+            self._model = Decoder(
                 self._settings.facts, weights, operators, self._attention, self._on_layer
             )
         if operators.has_own_threads:

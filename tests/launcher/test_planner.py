@@ -189,6 +189,19 @@ def test_a_cpu_cache_takes_a_twenty_fifth_of_the_memory_shared_by_the_ranks():
     assert two == 32 * GIB // 50 // block_bytes
 
 
+@pytest.mark.parametrize(
+    ("engine", "head_dim"),
+    [
+        ({}, 80),
+        ({"engine__kernels": Kernels.native}, 80),
+        ({"engine__kernels": Kernels.torch}, 72),
+    ],
+)
+def test_a_cpu_cache_counts_heads_as_the_kernels_pad_them(engine: dict[str, Any], head_dim: int):
+    num_blocks = blocks(config_of(**engine), replace(SMOLLM2, head_dim=72))
+    assert num_blocks == 32 * GIB // 25 // (16 * 2 * 30 * 3 * head_dim * 2)
+
+
 def test_a_cpu_cache_is_no_larger_than_all_requests_need():
     config = config_of(profile__max_num_seqs=2, profile__max_model_len=100)
     assert blocks(config) == 2 * 7
@@ -206,7 +219,7 @@ def test_a_cache_holds_a_request_of_useful_length_however_little_memory_there_is
 
 def test_a_gpu_cache_takes_what_weights_and_a_step_leave_of_nine_tenths():
     num_blocks = blocks(config_of(), LLAMA_8B, gpu_head(1))
-    cache_gib = num_blocks * 16 * LLAMA_8B.kv_bytes_per_token("bfloat16") / GIB
+    cache_gib = num_blocks * 16 * LLAMA_8B.kv_bytes_per_token("bfloat16", padded=False) / GIB
     assert 80 * 0.9 - 15 - 4 < cache_gib < 80 * 0.9 - 15 - 1
     of_two_gpus = blocks(config_of(tp=2), LLAMA_8B, gpu_head(2))
     assert of_two_gpus > 2.2 * num_blocks

@@ -1,10 +1,13 @@
 """What is found out about the world before planning."""
 
+import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
 from engine.config import ModelKind, ModelOptions
 from launcher.cluster import ClusterKind
 from launcher.config import (
@@ -110,3 +113,34 @@ def test_only_names_of_other_tools_variables_are_passed():
     assert passed_environment(environment) == (
         *("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "NCCL_DEBUG", "http_proxy"),
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "message", "hint"),
+    [
+        (
+            {"architectures": ["MixtralForCausalLM"]},
+            "architecture is not supported: MixtralForCausalLM",
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type is not supported: longrope",
+            "default, dynamic, linear, llama3, yarn",
+        ),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            "quantised checkpoints are not supported: {'quant_method': 'awq'}",
+            "float32, bfloat16 or float16",
+        ),
+    ],
+)
+def test_a_model_that_is_not_supported_is_refused_with_what_is(
+    flotilla, tmp_path, config: dict[str, Any], message: str, hint: str
+):
+    write_random_checkpoint(tmp_path, TINY_FACTS)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    code, out, err = flotilla("model=path", f"model.path={tmp_path}")
+    assert (code, out, err.splitlines()[0]) == (2, "", message)
+    assert hint in err.splitlines()[1]

@@ -17,21 +17,49 @@ struct NAME(piece) {
     int begin, end;   /* lanes */
 };
 
-/* Rotates one head: halves (a, b) become (a cos - b sin, b cos + a sin). */
+/* Norms one head where a norm is given: x / sqrt(mean(x^2) + eps) * norm. */
+INLINE void NAME(norm_head)(
+    const struct attention *layer, const ELEMENT *head, const float *norm, float *to)
+{
+    const int64_t size = layer->head_dim;
+    floats squares = ZERO;
+    float rest = 0.0f;
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        floats x = LOAD(head + i);
+        store_f32(to + i, x);
+        squares += x * x;
+    }
+    for (; i < size; i++) {
+        to[i] = ONE(head + i);
+        rest += to[i] * to[i];
+    }
+    if (!norm)
+        return;
+    const float scale = 1.0f / sqrtf((sum(squares) + rest) / size + layer->eps);
+    for (i = 0; i + LANES <= size; i += LANES)
+        store_f32(to + i, load_f32(to + i) * scale * load_f32(norm + i));
+    for (; i < size; i++)
+        to[i] = to[i] * scale * norm[i];
+}
+
+/* Norms, then rotates one head: halves (a, b) become (a cos - b sin, b cos + a sin). */
 INLINE void NAME(rotate)(
-    const struct attention *layer, const ELEMENT *head, int64_t position, float *to)
+    const struct attention *layer, const ELEMENT *head, const float *norm, int64_t position,
+    float *to)
 {
     const int64_t half = layer->head_dim / 2;
     const float *cos = layer->cos + position * half, *sin = layer->sin + position * half;
+    NAME(norm_head)(layer, head, norm, to);
     int64_t i = 0;
     for (; i + LANES <= half; i += LANES) {
-        floats a = LOAD(head + i), b = LOAD(head + half + i);
+        floats a = load_f32(to + i), b = load_f32(to + half + i);
         floats c = load_f32(cos + i), s = load_f32(sin + i);
         store_f32(to + i, a * c - b * s);
         store_f32(to + half + i, b * c + a * s);
     }
     for (; i < half; i++) {
-        float a = ONE(head + i), b = ONE(head + half + i);
+        float a = to[i], b = to[half + i];
         to[i] = a * cos[i] - b * sin[i];
         to[half + i] = b * cos[i] + a * sin[i];
     }
@@ -44,7 +72,7 @@ static void NAME(write)(
 {
     const int64_t padded = layer->padded, lane = slot % 16;
     float rotated[layer->head_dim];
-    NAME(rotate)(layer, key, position, rotated);
+    NAME(rotate)(layer, key, layer->key_norm, position, rotated);
     ELEMENT *keys = cache + slot / 16 * 2 * padded * 16, *values = keys + padded * 16;
     for (int64_t i = 0; i < layer->head_dim; i++)
         PUT(keys + (i / DEPTH * 16 + lane) * DEPTH + i % DEPTH, rotated[i]);
@@ -63,6 +91,18 @@ static void NAME(copy_lanes)(
         const int lane = i % 256 / (16 * DEPTH) * DEPTH + i % DEPTH;
         to[i] = begin <= lane && lane < end ? values[i] : 0;
     }
+}
+
+/* Where to begin for a tile that begins at `start`: not before the window.
+ *
+ * A multiple of what is taken at once, for pieces that are the same for every query; in blocks that
+ * cut panels, only the sequence's beginning is.
+ */
+static int64_t NAME(first_position)(const struct attention *layer, int64_t start)
+{
+    if (!layer->window || start < layer->window || layer->block_size % 16)
+        return 0;
+    return (start - layer->window + 1) / (CHUNK * 16) * (CHUNK * 16);
 }
 
 /* The next pieces, CHUNK at most, of the context's positions [*position, end); how many. */
@@ -151,11 +191,13 @@ static void NAME(soften)(
     for (int p = 0; p < num_pieces; p++) {
         const struct NAME(piece) *piece = &pieces[p];
         int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
+        int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
         end = end > piece->end ? piece->end : end < 0 ? 0 : end;
+        begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
         for (int v = 0; v < 16; v += LANES) {
             floats score = load_f32(scores + p * 16 + v) * layer->scale;
-            if (piece->begin > 0 || end < 16) {
-                ints seen = (lanes + v >= piece->begin) & (lanes + v < (int32_t)end);
+            if (begin > 0 || end < 16) {
+                ints seen = (lanes + v >= (int32_t)begin) & (lanes + v < (int32_t)end);
                 score = blend(seen, score, broadcast(-INFINITY));
             }
             store_f32(scores + p * 16 + v, score);
@@ -171,9 +213,11 @@ static void NAME(soften)(
             store_f32(total + v, load_f32(total + v) * shrink);
         *largest_so_far = new_largest;
     }
+    /* Nothing seen yet: all weights are zero, which -INFINITY less itself is not. */
+    const float least = *largest_so_far == -INFINITY ? 0.0f : *largest_so_far;
     for (int p = 0; p < num_pieces; p++)
         for (int v = 0; v < 16; v += LANES) {
-            floats weight = exponential(load_f32(scores + p * 16 + v) - *largest_so_far);
+            floats weight = exponential(load_f32(scores + p * 16 + v) - least);
             STORE_CELLS(weights + p * 16 + v, weight);
             store_f32(total + v, load_f32(total + v) + weight);
         }
@@ -205,14 +249,14 @@ static void NAME(attend)(
         const int64_t token = row / group;
         const ELEMENT *query = qkv + (step->rows[tile] + token) * qkv_row
                                + (head * group + row % group) * size;
-        NAME(rotate)(layer, query, start + token, rotated);
+        NAME(rotate)(layer, query, layer->query_norm, start + token, rotated);
         for (int64_t i = 0; i < padded; i++)
             PUT_CELL(queries + row * padded + i, i < size ? rotated[i] : 0.0f);
         tops[row] = -INFINITY;
     }
     memset(mixed, 0, num_rows * padded * sizeof(float));
     memset(totals, 0, num_rows * 16 * sizeof(float));
-    for (int64_t position = 0; position < end;) {
+    for (int64_t position = NAME(first_position)(layer, start); position < end;) {
         struct NAME(piece) pieces[CHUNK];
         const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, copies, pieces);
         NAME(score)(queries, num_rows, padded, pieces, num, scores);

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,7 +10,9 @@ import torch
 from engine.config import Settings
 from engine.model.attention import lazy_zeros
 from engine.model.batch import Layout
+from engine.model.facts import HEAD_STEP
 from engine.model.kernels.binding import AttentionStruct, Library, StepStruct, Team
+from engine.model.operators import Norm
 from engine.model.rotary import rotary_tables
 
 MAX_TILE_TOKENS = 32
@@ -52,10 +55,9 @@ class NativeAttention:
         dtype: torch.dtype,
     ) -> None:
         facts, cache = settings.facts, settings.cache
-        self._attend, self._team = library.attention, team
+        self._library, self._team = library, team
         self._dtype = dtype
-        self._out_features = facts.num_attention_heads * facts.head_dim
-        padded = -(-facts.head_dim // _PANEL) * _PANEL
+        padded = facts.head_dim + -facts.head_dim % HEAD_STEP
         num_panels = -(-cache.num_blocks * cache.block_size // _PANEL)
         self._cache_shape = (facts.num_key_value_heads, num_panels, 2, padded * _PANEL)
         self._tables = rotary_tables(facts, settings.max_model_len)
@@ -72,8 +74,19 @@ class NativeAttention:
             scale=facts.head_dim**-0.5,
         )
         self._struct.scratch_bytes = library.attention_scratch_bytes(self._struct, MAX_TILE_TOKENS)
-        self._scratch_bytes = team.num_threads * self._struct.scratch_bytes
-        self._address = ctypes.addressof(self._struct)
+
+    def layer(
+        self, window: int | None = None, norms: tuple[Norm, Norm] | None = None
+    ) -> "NativeAttentionLayer":
+        struct = AttentionStruct.from_buffer_copy(self._struct)
+        struct.window = window or 0
+        tensors = [*self._tables]  # kept, since the kernel has their addresses
+        if norms is not None:
+            query, key = (norm.weight.float().contiguous() for norm in norms)
+            tensors += [query, key]
+            struct.query_norm, struct.key_norm = query.data_ptr(), key.data_ptr()
+            struct.eps = norms[0].eps
+        return NativeAttentionLayer(self._library, self._team, struct, self._dtype, tensors)
 
     def new_cache(self) -> torch.Tensor:
         return lazy_zeros(self._cache_shape, self._dtype, torch.device("cpu"))
@@ -83,6 +96,28 @@ class NativeAttention:
 
     def begin_step(self, layout: Layout) -> NativeStep:
         return NativeStep(layout)
+
+
+class NativeAttentionLayer:
+    """The attention of one layer.
+
+    Args:
+        tensors: What the struct has addresses of.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        team: Team,
+        struct: AttentionStruct,
+        dtype: torch.dtype,
+        tensors: Sequence[torch.Tensor],
+    ) -> None:
+        self._attend, self._team = library.attention, team
+        self._struct, self._tensors, self._dtype = struct, tensors, dtype
+        self._out_features = struct.num_kv_heads * struct.group_size * struct.head_dim
+        self._scratch_bytes = team.num_threads * struct.scratch_bytes
+        self._address = ctypes.addressof(struct)
 
     def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, step: NativeStep) -> torch.Tensor:
         assert qkv.is_contiguous()  # the kernel reads plain memory

@@ -38,9 +38,10 @@ class AttentionStruct(Structure):
     _fields_: ClassVar = [
         *((name, c_int64) for name in ("num_kv_heads", "group_size", "head_dim", "padded")),
         *((name, c_int64) for name in ("block_size", "num_panels", "scratch_bytes")),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
+        *((name, c_void_p) for name in ("cos", "sin", "query_norm", "key_norm")),
+        ("window", c_int64),
         ("scale", c_float),
+        ("eps", c_float),
     ]
 
 

@@ -42,7 +42,10 @@ struct attention {
     int64_t block_size, num_panels;
     int64_t scratch_bytes;   /* of one thread */
     const float *cos, *sin;  /* [positions, head_dim / 2] */
-    float scale;
+    /* [head_dim] weight of an RMS norm of each head before its rotation, or NULL */
+    const float *query_norm, *key_norm;
+    int64_t window; /* positions that a query sees, its own among them; 0: all before it */
+    float scale, eps; /* eps: of the norms */
 };
 
 struct attention_step {

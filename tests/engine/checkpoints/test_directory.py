@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoints.directory import check_directory, read_facts, weight_files
@@ -83,6 +84,17 @@ def test_weights_cut_short_are_refused(checkpoint: Path):
 def test_weights_of_another_model_are_refused(checkpoint: Path, key: str, value, reason: str):
     edit_config(checkpoint, lambda config: config.update({key: value}))
     assert refused(checkpoint).startswith(f"weights do not fit config.json, {reason}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8], ids=str)
+def test_quantised_weights_are_refused_though_config_json_says_nothing(checkpoint: Path, dtype):
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, checkpoint / "model.safetensors")
+    assert refused(checkpoint).startswith(
+        "weights are quantised or of a type that is not supported"
+    )
 
 
 def test_tensors_that_nothing_reads_do_no_harm(checkpoint: Path):

@@ -27,7 +27,7 @@ VARIANTS = {
         TINY_FACTS, hidden_size=96, num_attention_heads=6, num_key_value_heads=2, head_dim=16
     ),
     "wide heads": replace(TINY_FACTS, head_dim=32),
-    "biases": replace(TINY_FACTS, attention_bias=True, mlp_bias=True),
+    "biases": replace(TINY_FACTS, attention_bias=True, attention_output_bias=True, mlp_bias=True),
     "bfloat16": replace(TINY_FACTS, dtype="bfloat16"),
     "other limits": replace(
         TINY_FACTS, rope_theta=5e5, rms_norm_eps=1e-6, vocab_size=300, eos_token_ids=(256, 258)

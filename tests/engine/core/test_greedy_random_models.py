@@ -1,4 +1,4 @@
-"""Small random Llamas against transformers: tied or not, grouped query heads, biases."""
+"""Small random models of every family against transformers: windows, norms, biases, rope."""
 
 import random
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from engine.checkpoints.tiny import write_random_checkpoint
 from engine.config import Device, Kernels
 from engine.model.facts import ModelFacts
+from tests.engine.families import FAMILIES, write_model
 from tests.engine.greedy import Reference, Seen, make_core, one_by_one, run
 from tests.engine.settings import make_settings
 
@@ -24,8 +25,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(VARIANTS), ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(
+    scope="module", params=[*VARIANTS, *FAMILIES], ids=lambda name: name.replace(" ", "-")
+)
 def directory(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    if request.param in FAMILIES:
+        write_model(path, FAMILIES[request.param], seed=1)
+        return path
     variant = VARIANTS[request.param]
     facts = ModelFacts(
         architecture="LlamaForCausalLM",
@@ -39,10 +46,10 @@ def directory(request, tmp_path_factory) -> Path:
         max_position_embeddings=512,
         tie_word_embeddings=variant["tied"],
         attention_bias=variant.get("bias", False),
+        attention_output_bias=variant.get("bias", False),
         mlp_bias=variant.get("bias", False),
         eos_token_ids=(2,),
     )
-    path = tmp_path_factory.mktemp("model")
     write_random_checkpoint(path, facts, seed=1)
     return path
 

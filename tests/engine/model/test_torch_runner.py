@@ -15,20 +15,26 @@ from engine.model.facts import ModelFacts
 from engine.model.runner import Chunk
 from engine.model.torch_runner import TorchRunner
 from engine.sampling import SamplingParams
+from tests.engine.families import FAMILIES, write_model
 from tests.engine.settings import make_settings
 
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 PROMPT = [(7 * index * index + 3) % 250 for index in range(100)]
 NUM_FIRST = 70
 """The rest comes in a second step, which reads the first one's keys and values from the cache."""
+NORMED = ["qwen3 with wide heads", "qwen3 with biases and windows in two layers"]
 SLACK = 1.5
 """Both round in every operator, but in another order: their errors are of one size, not equal."""
 
 
-@pytest.fixture(scope="module", params=["tiny", "random"])
+@pytest.fixture(scope="module", params=["tiny", "random", *NORMED])
 def directory(request, tmp_path_factory) -> Path:
     if request.param == "tiny":
         return model_directory(ModelOptions(kind=ModelKind.tiny))
+    if request.param in NORMED:
+        path = tmp_path_factory.mktemp("model")
+        write_model(path, FAMILIES[request.param], seed=1)
+        return path
     facts = ModelFacts(
         architecture="LlamaForCausalLM",
         vocab_size=320,
@@ -41,6 +47,7 @@ def directory(request, tmp_path_factory) -> Path:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         attention_bias=True,
+        attention_output_bias=True,
         eos_token_ids=(2,),
     )
     path = tmp_path_factory.mktemp("model")

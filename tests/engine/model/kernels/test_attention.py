@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.config import Settings
 from engine.model.batch import lay_out
 from engine.model.kernels.attention import NativeAttention
+from engine.model.operators import Norm
 from engine.model.rotary import rotary_tables
 from engine.model.runner import Chunk
 from tests.engine.settings import dummy_settings
@@ -35,6 +36,8 @@ class Case:
     """Of queries and keys."""
     chunks: list[list[int]]
     seed: int
+    window: int | None = None
+    is_normed: bool = False
     dtype: torch.dtype = torch.float32
 
     @property
@@ -63,6 +66,17 @@ class Case:
         generator = torch.Generator().manual_seed(self.seed + 1)
         free = torch.randperm(self.num_blocks, generator=generator).tolist()
         return [[free.pop() for _ in range(size)] for size in self._table_sizes]
+
+    @functools.cached_property
+    def norms(self) -> tuple[Norm, Norm] | None:
+        """Of queries and keys."""
+        if not self.is_normed:
+            return None
+        weights = torch.randn(
+            2, self.head_dim, generator=torch.Generator().manual_seed(self.seed + 2)
+        )
+        query, key = weights.to(self.dtype)
+        return Norm(query, 0.01), Norm(key, 0.01)
 
     @property
     def num_blocks(self) -> int:
@@ -102,6 +116,8 @@ cases = st.builds(
     magnitude=st.sampled_from((0.25, 1.0)),
     chunks=st.lists(chunk_lengths, min_size=1, max_size=5),
     seed=st.integers(0, 2**32),
+    window=st.none() | st.integers(1, 100),
+    is_normed=st.booleans(),
 )
 CASE = Case(64, 3, 2, 16, 2, 1.0, [[1], [16], [40, 24], [33, 1, 1, 70]], seed=1)
 
@@ -124,10 +140,11 @@ def attend(
     """
     size, team = case.block_size, teams[case.num_threads]
     attention = NativeAttention(library, team, case.settings, case.dtype)
+    layer = attention.layer(case.window, case.norms)
     cache = attention.new_cache()
     left = [Chunk([0] * size, 0, [block], None) for block in range(case.num_blocks)]
     step = attention.begin_step(lay_out(left, size, attention.tile_tokens))
-    attention(case.qkv[0].new_full((case.num_blocks * size, case.width), torch.nan), cache, step)
+    layer(case.qkv[0].new_full((case.num_blocks * size, case.width), torch.nan), cache, step)
     outputs = [torch.full_like(qkv[:, : case.num_heads], torch.nan) for qkv in case.qkv]
     all_lengths = [[sum(lengths)] for lengths in case.chunks] if in_one else case.chunks
     for parts in steps(all_lengths):
@@ -137,11 +154,24 @@ def attend(
         layout = lay_out(chunks, size, attention.tile_tokens)
         order = [(present[tile.chunk][0], slice(tile.start, tile.context)) for tile in layout.tiles]
         qkv = torch.cat([case.qkv[index][span].flatten(1) for index, span in order])
-        attended = attention(qkv, cache, attention.begin_step(layout))
+        attended = layer(qkv, cache, attention.begin_step(layout))
         tiles = attended.split([tile.length for tile in layout.tiles])
         for (index, span), tile in zip(order, tiles, strict=True):
             outputs[index][span] = tile.view(-1, case.num_heads, case.head_dim)
     return outputs
+
+
+def norm(x: torch.Tensor, case: Case) -> torch.Tensor:
+    """[tokens, heads, D] of queries, then keys."""
+    if case.norms is None:
+        return x
+    weights = torch.cat(
+        [
+            one.weight.double().expand(heads, -1)
+            for one, heads in zip(case.norms, (case.num_heads, case.num_kv_heads), strict=True)
+        ]
+    )
+    return x / (x.square().mean(dim=-1, keepdim=True) + case.norms[0].eps).sqrt() * weights
 
 
 def rotate(x: torch.Tensor, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,17 +193,20 @@ def exact(qkv: torch.Tensor, case: Case, rows: slice) -> tuple[torch.Tensor, tor
     """
     heads, kv_heads, group = case.num_heads, case.num_kv_heads, case.group_size
     u, unit = UNIT[torch.float32], UNIT[case.dtype] if case.dtype == torch.bfloat16 else 0.0
-    rotated, summands = rotate(qkv[:, : heads + kv_heads].double(), case)
+    rotated, summands = rotate(norm(qkv[:, : heads + kv_heads].double(), case), case)
+    norm_unit = (case.head_dim + 6) * u if case.is_normed else 0.0
 
     def scores_of(x: torch.Tensor) -> torch.Tensor:
         q, k = x[rows, :heads], x[:, heads:].repeat_interleave(group, dim=1)
         return torch.einsum("ihd,jhd->hij", q, k) * case.head_dim**-0.5
 
     scores = scores_of(rotated)
-    off = scores_of(summands) * (2 * (unit + 3 * u) + unit**2 + (case.head_dim + 4) * u)
+    off = scores_of(summands) * (2 * (unit + 3 * u + norm_unit) + unit**2 + (case.head_dim + 4) * u)
     off += 8 * u * scores.abs() + 2.0**-21 * (len(qkv) / 16 + 4)  # exponentials of 16 tokens each
     positions = torch.arange(len(qkv))
     hidden = positions > positions[rows, None]
+    if case.window is not None:
+        hidden |= positions <= positions[rows, None] - case.window
     p = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
     off += (p * off.exp()).sum(dim=-1, keepdim=True).log()
     off = (p * (off.expm1() + unit + (len(qkv) + 16) * u)).masked_fill(hidden, 0.0)
@@ -201,8 +234,9 @@ def test_full_blocks_and_single_tokens(library, dtype, teams, block_size, length
     check(replace(CASE, dtype=dtype, block_size=block_size, chunks=[lengths]), library, teams)
 
 
-def test_three_thousand_tokens(library, dtype, teams):
-    case = replace(CASE, dtype=dtype, chunks=[[2900, 99, 1]])
+@pytest.mark.parametrize("window", [None, 1, 16, 200, 5000])
+def test_three_thousand_tokens(library, dtype, teams, window):
+    case = replace(CASE, dtype=dtype, chunks=[[2900, 99, 1]], window=window)
     check(case, library, teams, slice(-110, None))
 
 

@@ -1,4 +1,4 @@
-"""The Llama family: Llama, SmolLM and Mistral without a sliding window.
+"""The decoder of every supported family: they differ in what their facts say.
 
 Shapes: T tokens of a step, E hidden size, V vocabulary.
 """
@@ -16,7 +16,7 @@ Weights = Callable[[str], torch.Tensor]
 """Takes a checkpoint's tensor by name, in the wanted type and on the wanted device."""
 
 
-class Llama:
+class Decoder:
     """A decoder-only transformer: tokens to hidden states, hidden states to logits.
 
     Args:
@@ -34,7 +34,7 @@ class Llama:
         self._on_layer = on_layer
         self._embedding = weights("model.embed_tokens.weight")
         self._layers = [
-            _Layer(facts, weights, operators, attention, f"model.layers.{index}.")
+            _Layer(facts, weights, operators, attention, index)
             for index in range(facts.num_hidden_layers)
         ]
         tied = facts.tie_word_embeddings
@@ -68,8 +68,10 @@ class _Layer:
         weights: Weights,
         operators: Operators,
         attention: Attention,
-        prefix: str,
+        index: int,
     ) -> None:
+        prefix = f"model.layers.{index}."
+
         def joined(
             module: str, names: tuple[str, ...], bias: bool
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -78,18 +80,23 @@ class _Layer:
             return weight, torch.cat([weights(path + "bias") for path in paths]) if bias else None
 
         def norm(name: str) -> Norm:
-            return Norm(weights(f"{prefix}{name}_layernorm.weight"), facts.rms_norm_eps)
+            return Norm(weights(f"{prefix}{name}.weight"), facts.rms_norm_eps)
 
-        attention_bias, mlp_bias = facts.attention_bias, facts.mlp_bias
-        self._attention = attention
         self._qkv = operators.linear(
-            *joined("self_attn", ("q", "k", "v"), attention_bias), norm=norm("input")
+            *joined("self_attn", ("q", "k", "v"), facts.attention_bias),
+            norm=norm("input_layernorm"),
         )
-        self._out = operators.linear(*joined("self_attn", ("o",), attention_bias))
+        self._attention = attention.layer(
+            facts.window(index),
+            (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None,
+        )
+        self._out = operators.linear(*joined("self_attn", ("o",), facts.attention_output_bias))
         self._gate_up = operators.linear(
-            *joined("mlp", ("gate", "up"), mlp_bias), norm=norm("post_attention"), gated=True
+            *joined("mlp", ("gate", "up"), facts.mlp_bias),
+            norm=norm("post_attention_layernorm"),
+            gated=True,
         )
-        self._down = operators.linear(*joined("mlp", ("down",), mlp_bias))
+        self._down = operators.linear(*joined("mlp", ("down",), facts.mlp_bias))
 
     def __call__(self, x: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
         """[T, E] to [T, E]."""
