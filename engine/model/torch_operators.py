@@ -4,6 +4,7 @@ import torch
 
 from engine.config import Settings
 from engine.model.attention import TorchAttention
+from engine.model.choice import Choices, torch_choose
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
 from engine.model.operators import Linear, Norm
 
@@ -27,12 +28,12 @@ class TorchOperators:
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> Linear:
-        return self._linear(weight, bias, norm, gated)
+        return self._linear(weight, bias, norm, gated, float32_out)
 
     def attention(self) -> TorchAttention:
         return TorchAttention(self._settings, self._dtype, self._device)
 
-    def best(self, logits: torch.Tensor) -> torch.Tensor:
-        # `max` was seen to take a quarter of `argmax`'s time in bfloat16.
-        return logits.max(dim=-1).indices
+    def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+        return torch_choose(logits, choices)
