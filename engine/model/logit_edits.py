@@ -48,7 +48,8 @@ class LogitEdits:
     def note(self, token_id: int) -> None:
         """Takes a new output."""
         if self._is_penalised:
-            self._counts[self._place(token_id)] += 1
+            place = self._place(token_id)
+            self._counts[place] += 1
 
     def biases(self, output_index: int) -> tuple[Ints, Floats]:
         """Tokens, each once, and what is added to their logits."""

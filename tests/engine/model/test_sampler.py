@@ -132,13 +132,13 @@ def test_another_seed_gives_other_tokens(choose):
     assert draw(choose, 40, seed=1) != draw(choose, 40, seed=2)
 
 
-tokens = st.integers(0, 19)
+tokens = st.integers(0, 59)
 penalties = st.floats(-2, 2)
 
 
 @given(
     prompt=st.lists(tokens),
-    outputs=st.lists(tokens, max_size=60),
+    outputs=st.lists(tokens, max_size=90),
     frequency=st.just(0.0) | penalties,
     presence=st.just(0.0) | penalties,
     repetition=st.just(1.0) | st.floats(0.25, 3),
@@ -161,7 +161,7 @@ def test_logits_are_edited_as_by_hand(
     edits = LogitEdits(params, prompt, eos_token_ids=[0, 8])
     for token in outputs:
         edits.note(token)
-    logits = torch.linspace(-3, 3, 20)
+    logits = torch.linspace(-3, 3, 60)
     seen: list[torch.Tensor] = []
 
     def keep(edited: torch.Tensor, choices: Choices) -> torch.Tensor:
