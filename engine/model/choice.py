@@ -1,8 +1,6 @@
-"""How each row's token is chosen: what both implementations take, and the one by torch.
+"""What the samplers take and give, by whatever they are computed."""
 
-The order is vLLM's: temperature, min_p, top_k, and top_p of what those leave. One uniform number
-decides a row, by the inverse of the cumulated probabilities. kernels/choice.h does the same.
-"""
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,60 +15,37 @@ CHOICE = np.dtype(
         ("top_k", np.int32),
     ]
 )
-"""`struct choice` of kernels/choice.h. Temperature 0: the best token."""
+"""How a row's token is chosen; `struct choice` of kernels/choice.h. Temperature 0: the best one.
+
+Else the order is vLLM's: temperature, min_p, top_k, and top_p of what those leave; then one uniform
+number decides, by the inverse of the cumulated probabilities.
+"""
 
 Choices = npt.NDArray[np.void]
 """[rows] of `CHOICE`."""
 
 
-def torch_choose(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
-    """[rows, V] float32 logits to [rows] tokens."""
-    # `max` was seen to take a quarter of `argmax`'s time.
-    best = logits.max(dim=-1).indices
-    is_random = choices["temperature"] > 0
-    if not is_random.any():
-        return best
-    rows = torch.from_numpy(is_random.nonzero()[0]).to(logits.device)
-    choices = choices[is_random]
-    # In double precision and in the vocabulary's order for every row: a row's token may not depend
-    # on the others.
-    cumulated = kept_weights(logits.index_select(0, rows), choices).double().cumsum(dim=-1)
-    noise = _column(choices["noise"], cumulated)
-    drawn = torch.searchsorted(cumulated, noise * cumulated[:, -1:], right=True)
-    return best.index_copy_(0, rows, drawn.clamp_(max=logits.shape[-1] - 1).squeeze(-1))
+class Scores(NamedTuple):
+    """Natural logarithms of probabilities."""
+
+    own: torch.Tensor
+    """[rows] of the tokens asked for."""
+    top: torch.Tensor
+    """[rows, num_top] of the best ones, the best first."""
+    top_ids: torch.Tensor
+    """[rows, num_top]."""
 
 
-def kept_weights(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
-    """What the probabilities of a token are proportional to, 0 where a filter leaves it out.
+class Sampler(Protocol):
+    """Chooses and scores tokens. What a row gives depends on that row alone."""
 
-    Args:
-        logits: [rows, V] float32, of rows with temperatures above 0.
-    """
-    weights = torch.softmax(logits / _column(choices["temperature"], logits), dim=-1)
-    least = _column(choices["min_p"], logits) * weights.amax(-1, keepdim=True)
-    weights[weights < least] = 0
-    is_filtered = (choices["top_p"] < 1) | (choices["top_k"] > 0)
-    if is_filtered.any():
-        rows = torch.from_numpy(is_filtered.nonzero()[0]).to(logits.device)
-        kept = _keep_largest(weights.index_select(0, rows), choices[is_filtered])
-        weights.index_copy_(0, rows, kept)
-    return weights
+    def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+        """A token for each row of [rows, V] float32 logits: [rows].
 
+        The first of equals. Any token where a row has NaN.
+        """
+        ...
 
-def _keep_largest(weights: torch.Tensor, choices: Choices) -> torch.Tensor:
-    """Zeroes what top_k and top_p leave out; the best token always stays. [rows, V]."""
-    vocab_size = weights.shape[-1]
-    in_order, order = weights.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(vocab_size, device=weights.device)
-    top_k = np.where(choices["top_k"] > 0, choices["top_k"], vocab_size)
-    in_order[ranks >= _column(top_k, ranks)] = 0
-    before = in_order.cumsum(dim=-1, dtype=torch.float64) - in_order
-    top_p = _column(choices["top_p"], before)
-    reach = top_p * in_order.sum(-1, keepdim=True, dtype=torch.float64)
-    in_order[(before >= reach) & (top_p < 1) & (ranks > 0)] = 0
-    return torch.zeros_like(weights).scatter_(-1, order, in_order)
-
-
-def _column(values: npt.NDArray, like: torch.Tensor) -> torch.Tensor:
-    """[rows, 1], of the type and on the device of `like`."""
-    return torch.from_numpy(values.copy()).to(like.device, like.dtype)[:, None]
+    def score(self, logits: torch.Tensor, token_ids: torch.Tensor, num_top: int) -> Scores:
+        """Log-probabilities by [rows, V] float32 logits: of [rows] tokens, and of the best."""
+        ...

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.model.choice import Sampler
 from engine.sampling import TokenLogprobs
 
 
 def token_logprobs(
-    logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]
+    logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int], sampler: Sampler
 ) -> list[TokenLogprobs]:
     """For each row of the model's own logits.
 
@@ -17,16 +18,10 @@ def token_logprobs(
         token_ids: [rows].
         num_top: How many of the best ones each row wants.
     """
-    totals = logits.logsumexp(dim=-1)
-    own = logits.gather(-1, token_ids[:, None])[:, 0] - totals
-    width = min(max(num_top), logits.shape[-1])
-    if not width:
-        return [TokenLogprobs(logprob) for logprob in own.tolist()]
-    top = logits.topk(width, dim=-1)
-    top_logprobs = (top.values - totals[:, None]).tolist()
+    scores = sampler.score(logits, token_ids, min(max(num_top), logits.shape[-1]))
     return [
         TokenLogprobs(logprob, ids[:num], logprobs[:num])
         for logprob, ids, logprobs, num in zip(
-            own.tolist(), top.indices.tolist(), top_logprobs, num_top, strict=True
+            scores.own.tolist(), scores.top_ids.tolist(), scores.top.tolist(), num_top, strict=True
         )
     ]

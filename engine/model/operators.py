@@ -11,7 +11,7 @@ import torch
 from engine.config import Kernels, Settings
 from engine.errors import KernelError
 from engine.model.batch import Layout
-from engine.model.choice import Choices
+from engine.model.choice import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,7 @@ class Operators(Protocol):
 
     def attention(self) -> Attention: ...
 
-    def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
-        """A token for each row of float32 logits, which may be overwritten: [rows, V] to [rows].
-
-        A row's token depends on that row alone. Any token where a row has NaN.
-        """
-        ...
+    def sampler(self) -> Sampler: ...
 
 
 def make_operators(

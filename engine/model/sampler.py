@@ -5,13 +5,13 @@ request gives the same text whatever else is in its batch, and goes on with the 
 rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from engine.model.choice import CHOICE, Choices
+from engine.model.choice import CHOICE, Choices, Sampler
 from engine.model.logit_edits import LogitEdits, join_edits
 from engine.model.logprobs import token_logprobs
 from engine.sampling import GREEDY_BELOW, SamplingParams, TokenLogprobs
@@ -28,15 +28,12 @@ class Row(NamedTuple):
 
 
 def sample(
-    logits: torch.Tensor,
-    rows: Sequence[Row],
-    choose: Callable[[torch.Tensor, Choices], torch.Tensor],
+    logits: torch.Tensor, rows: Sequence[Row], sampler: Sampler
 ) -> tuple[list[int], dict[int, TokenLogprobs]]:
     """A token for each row of logits, and by row the log-probabilities that are asked for.
 
     Args:
         logits: [rows, V] float32, overwritten.
-        choose: `Operators.choose`.
     """
     num_top = {
         index: row.sampling.logprobs
@@ -46,10 +43,10 @@ def sample(
     asked = torch.tensor(list(num_top), device=logits.device)
     raw = logits.index_select(0, asked) if num_top else None  # before the edits
     _edit(logits, rows)
-    tokens = choose(logits, _choices(rows))
+    tokens = sampler.choose(logits, _choices(rows))
     if raw is None:
         return tokens.tolist(), {}
-    scores = token_logprobs(raw, tokens.index_select(0, asked), list(num_top.values()))
+    scores = token_logprobs(raw, tokens.index_select(0, asked), list(num_top.values()), sampler)
     return tokens.tolist(), dict(zip(num_top, scores, strict=True))
 
 

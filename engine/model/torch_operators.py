@@ -4,9 +4,9 @@ import torch
 
 from engine.config import Settings
 from engine.model.attention import TorchAttention
-from engine.model.choice import Choices, torch_choose
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
 from engine.model.operators import Linear, Norm
+from engine.model.torch_sampler import TorchSampler
 
 
 class TorchOperators:
@@ -35,5 +35,5 @@ class TorchOperators:
     def attention(self) -> TorchAttention:
         return TorchAttention(self._settings, self._dtype, self._device)
 
-    def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
-        return torch_choose(logits, choices)
+    def sampler(self) -> TorchSampler:
+        return TorchSampler()

@@ -63,7 +63,7 @@ class TorchRunner:
         operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
         logger.info("operators: %s", operators.name)
         self.remark = operators.remark
-        self._choose = operators.choose
+        self._sampler = operators.sampler()
         self._attention = operators.attention()
         weights = Checkpoint(self._directory, self._dtype, self._device)
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
@@ -104,7 +104,7 @@ class TorchRunner:
         ]
         if rows:
             logits = self._logits(hidden_states, sampled_rows)
-            result.token_ids, result.logprobs = sample(logits, rows, self._choose)
+            result.token_ids, result.logprobs = sample(logits, rows, self._sampler)
         return result
 
     @torch.inference_mode()
@@ -144,7 +144,8 @@ class TorchRunner:
             part = slice(begin, begin + SCORED_ROWS)
             token_ids, num_top = zip(*wanted[part], strict=True)
             logits = self._logits(hidden_states, rows[part])
-            scores += token_logprobs(logits, torch.tensor(token_ids, device=self._device), num_top)
+            targets = torch.tensor(token_ids, device=self._device)
+            scores += token_logprobs(logits, targets, num_top, self._sampler)
             self._on_layer()
         in_order = iter(scores)
         return {

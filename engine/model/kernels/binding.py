@@ -76,6 +76,9 @@ class Library:
         self.choose = library["choose"]
         self.choose.argtypes = [c_void_p] * 4 + [c_int64, c_int64, c_void_p]
         self.choose.restype = None
+        self.score = library["score"]
+        self.score.argtypes = [c_void_p] * 5 + [c_int64] * 3 + [c_void_p]
+        self.score.restype = None
         self.attention_scratch_bytes = library["attention_scratch_bytes"]
         self.attention_scratch_bytes.argtypes = [POINTER(AttentionStruct), c_int64]
         self.attention_scratch_bytes.restype = c_int64

@@ -1,5 +1,5 @@
 /* Kernels of the CPU engine: linear layers and paged attention, in float32 and bfloat16, and the
- * choice of tokens, in float32.
+ * choice and scores of tokens, in float32.
  *
  * Built at first use by build.py, called through ctypes by the Python files beside it. One library
  * is for one set of instructions, that of the compiler's flags.
@@ -68,6 +68,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 }
 
 #include "choice.h"
+#include "scores.h"
 
 #define NAME(name) name##_f32
 #define ELEMENT float

@@ -3,11 +3,10 @@
 import torch
 
 from engine.config import Settings
-from engine.model.choice import Choices
 from engine.model.kernels.attention import NativeAttention
 from engine.model.kernels.binding import Library, Team, best_library
-from engine.model.kernels.choice import native_choose
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.sampler import NativeSampler
 from engine.model.operators import Linear, Norm
 
 
@@ -48,8 +47,8 @@ class NativeOperators:
     ) -> Linear:
         return NativeLinear(self._library, self._team, weight, bias, norm, gated, float32_out)
 
-    def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
-        return native_choose(self._library, self._team, logits, choices)
+    def sampler(self) -> NativeSampler:
+        return NativeSampler(self._library, self._team)
 
     def attention(self) -> NativeAttention:
         return NativeAttention(self._library, self._team, self._settings, self._dtype)

@@ -1,8 +1,6 @@
 """Distributions against the softmax, and what a row's token may depend on, by both choices."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,31 +8,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.model.choice import Choices, torch_choose
+from engine.model.choice import Choices, Sampler
 from engine.model.kernels.binding import Team, best_library
-from engine.model.kernels.choice import native_choose
+from engine.model.kernels.sampler import NativeSampler
 from engine.model.logit_edits import LogitEdits, edits_of
 from engine.model.sampler import Row, sample, uniform
+from engine.model.torch_sampler import TorchSampler
 from engine.sampling import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0, -2.0])
 LEFT_OUT = -math.inf
 
-Choose = Callable[[torch.Tensor, Choices], torch.Tensor]
-
 
 @pytest.fixture(scope="module", params=["native", "torch"])
-def choose(request) -> Choose:
+def sampler(request) -> Sampler:
     if request.param == "torch":
-        return torch_choose
+        return TorchSampler()
     library = best_library(torch.float32)
-    return partial(native_choose, library, Team(library, 2))
+    return NativeSampler(library, Team(library, 2))
 
 
-def draw(choose: Choose, count: int, **options: Any) -> list[int]:
+def draw(sampler: Sampler, count: int, **options: Any) -> list[int]:
     """Tokens of one request's first outputs, the logits being the same for all."""
     params = SamplingParams(count, **{"temperature": 1.0, "seed": 7, **options})
-    return sample(LOGITS.repeat(count, 1), [Row(params, i) for i in range(count)], choose)[0]
+    return sample(LOGITS.repeat(count, 1), [Row(params, i) for i in range(count)], sampler)[0]
 
 
 def chi_square(tokens: list[int], logits: torch.Tensor | list[float]) -> float:
@@ -47,53 +44,53 @@ def chi_square(tokens: list[int], logits: torch.Tensor | list[float]) -> float:
     return float(((counts - wanted) ** 2 / wanted)[possible].sum())
 
 
-def test_temperature_zero_takes_the_best_token(choose):
-    assert draw(choose, 3, temperature=0.0) == [4, 4, 4]
+def test_temperature_zero_takes_the_best_token(sampler):
+    assert draw(sampler, 3, temperature=0.0) == [4, 4, 4]
 
 
-def test_a_tiny_temperature_is_greedy(choose):
-    assert draw(choose, 3, temperature=1e-40) == [4, 4, 4]
+def test_a_tiny_temperature_is_greedy(sampler):
+    assert draw(sampler, 3, temperature=1e-40) == [4, 4, 4]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_are_as_frequent_as_the_softmax_says(choose, temperature: float):
-    tokens = draw(choose, 20_000, temperature=temperature)
+def test_tokens_are_as_frequent_as_the_softmax_says(sampler, temperature: float):
+    tokens = draw(sampler, 20_000, temperature=temperature)
     assert chi_square(tokens, LOGITS / temperature) < 20.5  # 5 degrees, p = 0.001
 
 
-def test_top_k_keeps_the_best_tokens_only(choose):
+def test_top_k_keeps_the_best_tokens_only(sampler):
     left = [2.0, 1.0, LEFT_OUT, LEFT_OUT, 3.0, LEFT_OUT]
-    assert chi_square(draw(choose, 20_000, top_k=3), left) < 13.8  # 2 degrees
+    assert chi_square(draw(sampler, 20_000, top_k=3), left) < 13.8  # 2 degrees
 
 
-def test_top_p_keeps_the_fewest_tokens_that_reach_it(choose):
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(sampler):
     # softmax: 0.64, 0.23, 0.09, ...: 0.7 takes the best two
     left = [2.0, LEFT_OUT, LEFT_OUT, LEFT_OUT, 3.0, LEFT_OUT]
-    assert chi_square(draw(choose, 20_000, top_p=0.7), left) < 10.8  # 1 degree
+    assert chi_square(draw(sampler, 20_000, top_p=0.7), left) < 10.8  # 1 degree
 
 
-def test_min_p_keeps_what_is_likely_beside_the_best(choose):
+def test_min_p_keeps_what_is_likely_beside_the_best(sampler):
     # e^-1 = 0.37 and e^-2 = 0.14 of the best stay
     left = [2.0, 1.0, LEFT_OUT, LEFT_OUT, 3.0, LEFT_OUT]
-    assert chi_square(draw(choose, 20_000, min_p=0.1), left) < 13.8
+    assert chi_square(draw(sampler, 20_000, min_p=0.1), left) < 13.8
 
 
-def test_min_p_is_of_what_the_temperature_gives(choose):
+def test_min_p_is_of_what_the_temperature_gives(sampler):
     # at temperature 2: e^-0.5, e^-1, e^-1.5 = 0.22
     left = torch.tensor([2.0, 1.0, 0.0, LEFT_OUT, 3.0, LEFT_OUT]) / 2
-    assert chi_square(draw(choose, 20_000, min_p=0.2, temperature=2.0), left) < 16.3  # 3 degrees
+    assert chi_square(draw(sampler, 20_000, min_p=0.2, temperature=2.0), left) < 16.3  # 3 degrees
 
 
-def test_top_p_is_of_what_top_k_leaves(choose):
+def test_top_p_is_of_what_top_k_leaves(sampler):
     # of the best three: 0.665, 0.245, 0.09; alone, 0.9 would take three tokens
     left = [2.0, LEFT_OUT, LEFT_OUT, LEFT_OUT, 3.0, LEFT_OUT]
-    assert chi_square(draw(choose, 20_000, top_k=3, top_p=0.9), left) < 10.8
+    assert chi_square(draw(sampler, 20_000, top_k=3, top_p=0.9), left) < 10.8
 
 
-def test_all_filters_leave_the_best_token(choose):
-    assert set(draw(choose, 50, top_p=1e-6)) == {4}
-    assert set(draw(choose, 50, top_k=1)) == {4}
-    assert set(draw(choose, 50, min_p=1.0)) == {4}
+def test_all_filters_leave_the_best_token(sampler):
+    assert set(draw(sampler, 50, top_p=1e-6)) == {4}
+    assert set(draw(sampler, 50, top_k=1)) == {4}
+    assert set(draw(sampler, 50, min_p=1.0)) == {4}
 
 
 def mixed_rows() -> list[Row]:
@@ -117,19 +114,19 @@ def mixed_rows() -> list[Row]:
     return rows
 
 
-def test_a_rows_outcome_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(choose):
+def test_a_rows_outcome_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(sampler):
     logits = torch.randn((42, 1000), generator=torch.Generator().manual_seed(0)) * 3
     rows = mixed_rows()
-    tokens, logprobs = sample(logits.clone(), rows, choose)
-    backwards = sample(logits.flip(0), rows[::-1], choose)
+    tokens, logprobs = sample(logits.clone(), rows, sampler)
+    backwards = sample(logits.flip(0), rows[::-1], sampler)
     for index, row in enumerate(rows):
-        [token], alone = sample(logits[index : index + 1].clone(), [row], choose)
+        [token], alone = sample(logits[index : index + 1].clone(), [row], sampler)
         assert token == tokens[index] == backwards[0][41 - index]
         assert alone.get(0) == logprobs.get(index) == backwards[1].get(41 - index)
 
 
-def test_another_seed_gives_other_tokens(choose):
-    assert draw(choose, 40, seed=1) != draw(choose, 40, seed=2)
+def test_another_seed_gives_other_tokens(sampler):
+    assert draw(sampler, 40, seed=1) != draw(sampler, 40, seed=2)
 
 
 tokens = st.integers(0, 59)
@@ -164,12 +161,13 @@ def test_logits_are_edited_as_by_hand(
     logits = torch.linspace(-3, 3, 60)
     seen: list[torch.Tensor] = []
 
-    def keep(edited: torch.Tensor, choices: Choices) -> torch.Tensor:
-        seen.append(edited.clone())
-        return torch_choose(edited, choices)
+    class Spy(TorchSampler):
+        def choose(self, logits: torch.Tensor, choices: Choices) -> torch.Tensor:
+            seen.append(logits.clone())
+            return super().choose(logits, choices)
 
     rows = [Row(params, len(outputs), each) for each in (None, edits, None)]
-    sample(logits.repeat(3, 1), rows, keep)
+    sample(logits.repeat(3, 1), rows, Spy())
     expected = [
         edited_by_hand(token, float(logit), params, prompt, outputs)
         for token, logit in enumerate(logits)
@@ -197,10 +195,10 @@ def test_parameters_that_change_no_logits_cost_nothing():
     assert edits_of(params, [1, 2], [0]) is None
 
 
-def test_log_probabilities_are_the_models_own(choose):
+def test_log_probabilities_are_the_models_own(sampler):
     params = SamplingParams(1, temperature=0.0, logprobs=2, logit_bias={3: 100.0})
     [token], logprobs = sample(
-        LOGITS[None].clone(), [Row(params, 0, edits_of(params, [], []))], choose
+        LOGITS[None].clone(), [Row(params, 0, edits_of(params, [], []))], sampler
     )
     expected = torch.log_softmax(LOGITS, dim=-1)
     assert token == 3

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.model.choice import CHOICE, Choices, kept_weights, torch_choose
+from engine.model.choice import CHOICE, Choices
 from engine.model.kernels.binding import Library, Team
-from engine.model.kernels.choice import native_choose
+from engine.model.kernels.sampler import NativeSampler
+from engine.model.torch_sampler import TorchSampler, kept_weights
 
 GREEDY = (0.0, 0.0, 0.0, 1.0, 0)
 SLACK = 1e-5
@@ -27,7 +28,7 @@ def dtype() -> torch.dtype:
 def choose(
     logits: torch.Tensor, choices: list[tuple[Any, ...]], library: Library, team: Team
 ) -> list[int]:
-    return native_choose(library, team, logits, np.array(choices, dtype=CHOICE)).tolist()
+    return NativeSampler(library, team).choose(logits, np.array(choices, dtype=CHOICE)).tolist()
 
 
 @given(data=st.data())
@@ -103,7 +104,7 @@ def test_a_large_vocabulary_gives_the_very_tokens_of_torch(library, teams):
         (noise, 0.8, *filters[index % len(filters)])
         for index, noise in enumerate(torch.rand(48, generator=generator).tolist())
     ]
-    expected = torch_choose(logits, np.array(rows, dtype=CHOICE)).tolist()
+    expected = TorchSampler().choose(logits, np.array(rows, dtype=CHOICE)).tolist()
     assert choose(logits, rows, library, teams[2]) == expected
 
 
