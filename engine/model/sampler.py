@@ -17,6 +17,7 @@ from engine.model.logprobs import token_logprobs
 from engine.sampling import GREEDY_BELOW, SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
+_MAX_TOP_K = (1 << 31) - 1
 
 
 class Row(NamedTuple):
@@ -40,11 +41,12 @@ def sample(
         for index, row in enumerate(rows)
         if row.sampling.logprobs is not None
     }
-    asked = torch.tensor(list(num_top), device=logits.device)
-    raw = logits.index_select(0, asked) if num_top else None  # before the edits
+    raw, asked = logits, torch.tensor(list(num_top), device=logits.device)
+    if num_top and (len(num_top) < len(rows) or any(row.edits is not None for row in rows)):
+        raw = logits.index_select(0, asked)  # before the edits
     _edit(logits, rows)
     tokens = sampler.choose(logits, _choices(rows))
-    if raw is None:
+    if not num_top:
         return tokens.tolist(), {}
     scores = token_logprobs(raw, tokens.index_select(0, asked), list(num_top.values()), sampler)
     return tokens.tolist(), dict(zip(num_top, scores, strict=True))
@@ -76,7 +78,7 @@ def _choice(params: SamplingParams, output_index: int) -> tuple[float, float, fl
     if params.temperature < GREEDY_BELOW:
         return 0.0, 0.0, 0.0, 1.0, 0
     noise = uniform(params.seed, output_index)
-    return noise, params.temperature, params.min_p, params.top_p, params.top_k
+    return noise, params.temperature, params.min_p, params.top_p, min(params.top_k, _MAX_TOP_K)
 
 
 def _edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:

@@ -87,6 +87,10 @@ def test_top_p_is_of_what_top_k_leaves(sampler):
     assert chi_square(draw(sampler, 20_000, top_k=3, top_p=0.9), left) < 10.8
 
 
+def test_a_top_k_beyond_the_vocabulary_keeps_all(sampler):
+    assert draw(sampler, 40, top_k=2**40) == draw(sampler, 40)
+
+
 def test_all_filters_leave_the_best_token(sampler):
     assert set(draw(sampler, 50, top_p=1e-6)) == {4}
     assert set(draw(sampler, 50, top_k=1)) == {4}
