@@ -17,7 +17,7 @@ import msgspec
 
 from engine.config import ProcessSpec, Role
 from engine.metrics import MetricValue
-from engine.sampling import SamplingParams
+from engine.sampling import SamplingParams, TokenLogprobs
 
 OUTPUT_HORIZON = 256
 """Output tokens of one request that count as work. `max_tokens` is a limit that few requests reach
@@ -113,6 +113,13 @@ class RequestOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Prompt tokens taken from the prefix cache."""
     error: str = ""
     """With `FinishReason.error`: what went wrong."""
+    logprobs: list[TokenLogprobs] = []
+    """One for each of `token_ids`, if asked for."""
+    prompt_logprobs: list[TokenLogprobs] = []
+    """With the first token, if asked for: one for each prompt token from the second on."""
+    stop_token_id: int | None = None
+    """With `FinishReason.stop`: the one of the request's `stop_token_ids` that ended it; None: an
+    end token of the model's did."""
 
 
 class EngineOutputs(Message, frozen=True):

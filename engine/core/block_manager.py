@@ -56,11 +56,16 @@ class BlockManager:
         request.block_ids.append(self._take())
         return True
 
-    def publish(self, request: Request, num_before: int) -> None:
-        """Makes blocks findable that became full since `num_before` tokens were computed."""
+    def publish(self, request: Request, num_tokens: int) -> None:
+        """Makes blocks findable that the next `num_tokens` tokens of a running request fill.
+
+        The step that computes them must be the next one: it stores what it computes of all its
+        tokens, in each layer, before any of them looks back.
+        """
         if not self._prefix_caching:
             return
-        first, last = num_before // self.block_size, request.num_computed // self.block_size
+        first = request.num_computed // self.block_size
+        last = (request.num_computed + num_tokens) // self.block_size
         if first == last:
             return
         hashes = request.block_hashes(last, self.block_size)
@@ -82,7 +87,8 @@ class BlockManager:
         request.num_computed = 0
 
     def _find_prefix(self, request: Request) -> list[int]:
-        if not self._prefix_caching:
+        # What is taken from the cache has no logits.
+        if not self._prefix_caching or request.scores_prompt:
             return []
         num_full = (len(request.token_ids) - 1) // self.block_size
         found = []

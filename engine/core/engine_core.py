@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from engine.config import Settings
 from engine.core.block_manager import BlockManager
@@ -17,7 +17,8 @@ from engine.metrics import (
     WAITING_TOKENS,
     Metrics,
 )
-from engine.model.runner import Chunk, Runner
+from engine.model.logit_edits import edits_of
+from engine.model.runner import Chunk, PromptScoring, Runner
 from engine.protocol import AddRequest, FinishReason, RankLoad
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class EngineCore:
             max_model_len=settings.max_model_len,
             eos_token_ids=settings.facts.eos_token_ids,
         )
+        self._eos_token_ids = settings.facts.eos_token_ids
         self._vocab_size = settings.facts.vocab_size
         self._metrics = EngineMetrics(cache.prefix_caching)
 
@@ -80,19 +82,25 @@ class EngineCore:
         Raises:
             RequestRefused: It cannot be run; the message says why.
         """
-        prompt = message.prompt_token_ids
+        prompt, sampling = message.prompt_token_ids, message.sampling
         request = Request(
             RequestKey(frontend, message.request_id),
             list(prompt),
             len(prompt),
-            message.sampling,
+            sampling,
+            edits_of(sampling, prompt, self._eos_token_ids),
             external_id=message.external_id or f"{frontend}/{message.request_id}",
             arrived_s=time.perf_counter(),
         )
         try:
-            if not prompt or min(prompt) < 0 or max(prompt) >= self._vocab_size:
-                limits = f"between 0 and {self._vocab_size - 1}, at least one"
-                raise RequestRefused("token_ids", f"prompt token ids must be {limits}")
+            limits = f"between 0 and {self._vocab_size - 1}"
+            if not prompt or not self._has(prompt):
+                raise RequestRefused(
+                    "token_ids", f"prompt token ids must be {limits}, at least one"
+                )
+            if not self._has((*sampling.stop_token_ids, *sampling.logit_bias)):
+                names = "token ids of stop_token_ids and logit_bias"
+                raise RequestRefused("token_ids", f"{names} must be {limits}")
             self._scheduler.add(request)
         except RequestRefused as refusal:
             self._metrics.note_refused(refusal.reason)
@@ -113,8 +121,12 @@ class EngineCore:
         """Computes one batch and gives the new tokens."""
         began_s = time.perf_counter()
         scheduled = self._scheduler.schedule()
-        token_ids = self._runner.execute([_chunk(item) for item in scheduled])
-        produced = self._scheduler.postprocess(scheduled, token_ids)
+        result = self._runner.execute([_chunk(item) for item in scheduled])
+        for index, scores in result.prompt_logprobs.items():
+            scheduled[index].request.prompt_logprobs += scores
+        produced = self._scheduler.postprocess(scheduled, result.token_ids)
+        for index, logprobs in result.logprobs.items():
+            produced[index].logprobs = logprobs
         self._metrics.note_step(
             began_s, time.perf_counter(), scheduled, produced, self._scheduler.admitted
         )
@@ -123,6 +135,10 @@ class EngineCore:
                 if item.finish_reason is not None:
                     _log_ended(item.request, item.finish_reason)
         return produced
+
+    def _has(self, token_ids: Sequence[int]) -> bool:
+        """Whether the vocabulary has all of them."""
+        return all(0 <= token_id < self._vocab_size for token_id in token_ids)
 
     @property
     def _kv_usage(self) -> float:
@@ -150,4 +166,20 @@ def _chunk(item: Scheduled) -> Chunk:
         block_ids=request.block_ids,
         sampling=request.sampling if item.wants_token else None,
         output_index=request.num_outputs,
+        edits=request.edits,
+        scoring=_scoring(request, start, end),
     )
+
+
+def _scoring(request: Request, start: int, end: int) -> PromptScoring | None:
+    """What of the prompt is scored when the tokens from `start` to `end` are computed.
+
+    A preempted request may have scores already of tokens that it computes again.
+    """
+    num_top = request.sampling.prompt_logprobs
+    if num_top is None or not request.scores_prompt:
+        return None
+    begin, end = max(start, len(request.prompt_logprobs)), min(end, request.num_prompt_tokens - 1)
+    if begin >= end:
+        return None
+    return PromptScoring(begin - start, request.token_ids[begin + 1 : end + 1], num_top)

@@ -264,11 +264,7 @@ class CoreProcess:
     def _send(self, produced: list[Produced]) -> None:
         by_frontend: dict[str, list[RequestOutput]] = {}
         for item in produced:
-            request = item.request
-            output = RequestOutput(
-                request.key.request_id, [item.token_id], item.finish_reason, request.num_cached
-            )
-            by_frontend.setdefault(request.key.frontend, []).append(output)
+            by_frontend.setdefault(item.request.key.frontend, []).append(item.output())
         for name, outputs in by_frontend.items():
             self._frontends[name].send(outputs)
 

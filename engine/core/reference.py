@@ -108,7 +108,7 @@ def _greedy(
 
 
 def _dummy_choice(chunk: Chunk) -> _Choice:
-    return _Choice(DummyRunner().execute([chunk])[0], is_tie=False)
+    return _Choice(DummyRunner().execute([chunk]).token_ids[0], is_tie=False)
 
 
 def _model_choice(task: Task, directory: Path, num_cache_tokens: int) -> Callable[[Chunk], _Choice]:
@@ -124,7 +124,7 @@ def _model_choice(task: Task, directory: Path, num_cache_tokens: int) -> Callabl
     epsilon = EPSILON[settings.dtype]
 
     def choose(chunk: Chunk) -> _Choice:
-        best = runner.logits([chunk])[0].float().topk(2)
+        best = runner.logits([chunk])[0].topk(2)
         first, second = best.values.tolist()
         return _Choice(
             int(best.indices[0]), is_tie=first - second <= max(TIE, epsilon * abs(first))

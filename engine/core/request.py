@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
+from engine.model.logit_edits import LogitEdits
 from engine.protocol import OUTPUT_HORIZON
-from engine.sampling import SamplingParams
+from engine.sampling import SamplingParams, TokenLogprobs
 
 
 class RequestRefused(ValueError):
@@ -38,6 +39,10 @@ class Request:
     """Prompt, then outputs."""
     num_prompt_tokens: int
     sampling: SamplingParams
+    edits: LogitEdits | None = None
+    """What changes its logits."""
+    arrival: int = 0
+    """Number of its arrival at the scheduler."""
     num_computed: int = 0
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
@@ -48,8 +53,21 @@ class Request:
     """When it came, by the engine core's clock."""
     token_s: float = 0.0
     """When its last token was chosen; 0: it has none yet."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt tokens from the second on, as far as they are known; given away
+    with the first output."""
     block_ids: list[int] = field(default_factory=list)
     _block_hashes: list[bytes] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Requests with a lower one run first."""
+        return self.sampling.priority, self.arrival
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are wanted that nobody has been told."""
+        return self.sampling.prompt_logprobs is not None and not self.num_outputs
 
     @property
     def num_outputs(self) -> int:

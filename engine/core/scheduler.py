@@ -1,12 +1,16 @@
 """Which tokens of which requests are computed next. Pure: no torch, no sockets, no clock."""
 
-from collections import deque
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 from engine.core.block_manager import BlockManager
 from engine.core.request import Request, RequestKey, RequestRefused
-from engine.protocol import FinishReason
+from engine.protocol import FinishReason, RequestOutput
+from engine.sampling import TokenLogprobs
+
+_ORDER = attrgetter("order")
 
 
 @dataclass(slots=True)
@@ -29,6 +33,24 @@ class Produced:
     request: Request
     token_id: int
     finish_reason: FinishReason | None
+    stop_token_id: int | None = None
+    """The one of the request's `stop_token_ids` that ended it."""
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """With the first token."""
+
+    def output(self) -> RequestOutput:
+        """What the request's front end is told."""
+        request = self.request
+        return RequestOutput(
+            request.key.request_id,
+            [self.token_id],
+            self.finish_reason,
+            request.num_cached,
+            logprobs=[] if self.logprobs is None else [self.logprobs],
+            prompt_logprobs=self.prompt_logprobs,
+            stop_token_id=self.stop_token_id,
+        )
 
 
 class WaitingRequests:
@@ -39,7 +61,7 @@ class WaitingRequests:
     """
 
     def __init__(self) -> None:
-        self._requests: deque[Request] = deque()
+        self._requests: list[Request] = []
         self.num_to_prefill = 0
         self.num_ahead = 0
 
@@ -49,19 +71,12 @@ class WaitingRequests:
     def first(self) -> Request:
         return self._requests[0]
 
-    def append(self, request: Request) -> None:
-        self._requests.append(request)
+    def add(self, request: Request) -> None:
+        insort(self._requests, request, key=_ORDER)
         self._count(request, 1)
-
-    def put_first(self, request: Request) -> None:
-        self._requests.appendleft(request)
-        self._count(request, 1)
-
-    def remove_first(self) -> None:
-        self._count(self._requests.popleft(), -1)
 
     def remove(self, request: Request) -> None:
-        self._requests.remove(request)
+        del self._requests[bisect_left(self._requests, request.order, key=_ORDER)]
         self._count(request, -1)
 
     def _count(self, request: Request, sign: int) -> None:
@@ -72,11 +87,12 @@ class WaitingRequests:
 
 
 class Scheduler:
-    """Continuous batching: running requests first, then waiting ones as they came, in a budget.
+    """Continuous batching: running requests first, then waiting ones, in a budget.
 
-    The budget is of tokens: a longer prompt is computed in chunks. When blocks run out the youngest
-    running request gives its blocks back and starts again later (preemption by recompute); its
-    tokens so far are kept.
+    Both by priority, then as they came. The budget is of tokens: a longer prompt is computed in
+    chunks. When blocks run out the last running request gives its blocks back and starts again
+    later (preemption by recompute); its tokens so far are kept. A waiting request never takes the
+    place of a running one.
     """
 
     def __init__(
@@ -95,6 +111,7 @@ class Scheduler:
         self._waiting = WaitingRequests()
         self._running: list[Request] = []
         self._by_key: dict[RequestKey, Request] = {}
+        self._num_added = 0
         self.num_preemptions = 0
         self.admitted: list[Request] = []
 
@@ -130,7 +147,9 @@ class Scheduler:
             length = f"{len(request.token_ids)} prompt tokens"
             raise RequestRefused("too_long", f"{length} leave no room in {self._max_model_len}")
         self._by_key[request.key] = request
-        self._waiting.append(request)
+        request.arrival = self._num_added
+        self._num_added += 1
+        self._waiting.add(request)
 
     def abort(self, key: RequestKey) -> Request | None:
         """Forgets a request and frees its blocks; None: it is unknown, or has ended meanwhile."""
@@ -163,9 +182,7 @@ class Scheduler:
         tokens = iter(token_ids)
         for item in scheduled:
             request, wants_token = item.request, item.wants_token
-            num_before = request.num_computed
             request.num_computed += item.num_tokens
-            self._blocks.publish(request, num_before)
             if wants_token:
                 produced.append(self._take_token(request, next(tokens)))
         return produced
@@ -177,10 +194,10 @@ class Scheduler:
             request = self._running[index]
             if not self._make_room(request):
                 continue  # it was preempted itself: the list is shorter now
-            num_tokens = min(request.num_uncomputed, budget)
-            budget -= num_tokens
+            item = self._take_part(request, budget)
+            budget -= item.num_tokens
             index += 1
-            yield Scheduled(request, num_tokens)
+            yield item
 
     def _make_room(self, request: Request) -> bool:
         while not self._blocks.grow(request):
@@ -188,7 +205,7 @@ class Scheduler:
             self._blocks.release(victim)
             victim.num_preemptions += 1
             self.num_preemptions += 1
-            self._waiting.put_first(victim)
+            self._waiting.add(victim)
             if victim is request:
                 return False
         return True
@@ -201,27 +218,43 @@ class Scheduler:
             if not request.num_preemptions:
                 request.num_cached = request.num_computed
                 self.admitted.append(request)
-            self._waiting.remove_first()
-            self._running.append(request)
-            num_tokens = min(request.num_uncomputed, budget)
-            budget -= num_tokens
-            yield Scheduled(request, num_tokens)
+            self._waiting.remove(request)
+            insort(self._running, request, key=_ORDER)
+            item = self._take_part(request, budget)
+            budget -= item.num_tokens
+            yield item
+
+    def _take_part(self, request: Request, budget: int) -> Scheduled:
+        num_tokens = min(request.num_uncomputed, budget)
+        # Now, so that requests with the same prompt that are admitted next share what it computes.
+        self._blocks.publish(request, num_tokens)
+        return Scheduled(request, num_tokens)
 
     def _take_token(self, request: Request, token_id: int) -> Produced:
         request.token_ids.append(token_id)
-        finish_reason = self._finish_reason(request, token_id)
-        if finish_reason is not None:
+        if request.edits is not None:
+            request.edits.note(token_id)
+        produced = Produced(request, token_id, None, prompt_logprobs=request.prompt_logprobs)
+        request.prompt_logprobs = []
+        self._finish(produced)
+        if produced.finish_reason is not None:
             self._running.remove(request)
             self._forget(request)
-        return Produced(request, token_id, finish_reason)
+        return produced
 
-    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        if token_id in self._eos_token_ids and not request.sampling.ignore_eos:
-            return FinishReason.stop
+    def _finish(self, produced: Produced) -> None:
+        """Notes whether the token is the request's last, and why."""
+        request, token_id = produced.request, produced.token_id
+        sampling = request.sampling
+        may_stop = request.num_outputs > sampling.min_tokens
         full = len(request.token_ids) >= self._max_model_len
-        if full or request.num_outputs >= request.sampling.max_tokens:
-            return FinishReason.length
-        return None
+        if may_stop and token_id in self._eos_token_ids and not sampling.ignore_eos:
+            produced.finish_reason = FinishReason.stop
+        elif may_stop and token_id in sampling.stop_token_ids:
+            produced.finish_reason = FinishReason.stop
+            produced.stop_token_id = token_id
+        elif full or request.num_outputs >= sampling.max_tokens:
+            produced.finish_reason = FinishReason.length
 
     def _forget(self, request: Request) -> None:
         self._blocks.release(request)

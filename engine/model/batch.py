@@ -47,6 +47,8 @@ class Layout:
     """Cache blocks of each sequence, in order."""
     sampled_rows: Ints
     """Rows whose next token is wanted, in the order of the chunks that want one."""
+    scored_rows: Ints
+    """Rows before the prompt tokens that are scored, chunk by chunk, each in the prompt's order."""
 
 
 def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int], int]) -> Layout:
@@ -62,6 +64,11 @@ def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int
     positions: list[npt.ArrayLike] = []
     slots: list[npt.ArrayLike] = []
     last_rows = [0] * len(chunks)
+    rows_of = {
+        index: np.empty(len(chunk.token_ids), dtype=np.int64)
+        for index, chunk in enumerate(chunks)
+        if chunk.scoring is not None
+    }
     for tile in tiles:
         chunk = chunks[tile.chunk]
         tile.begin = len(token_ids)
@@ -78,6 +85,10 @@ def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int
             blocks = tables[tile.chunk]
             positions.append(span)
             slots.append(blocks[span // block_size] * block_size + span % block_size)
+        if tile.chunk in rows_of:
+            rows_of[tile.chunk][offset : offset + tile.length] = np.arange(
+                tile.begin, len(token_ids)
+            )
         if tile.context == chunk.start + len(chunk.token_ids):
             last_rows[tile.chunk] = len(token_ids) - 1
     return Layout(
@@ -94,7 +105,18 @@ def lay_out(chunks: Sequence[Chunk], block_size: int, tile_tokens: Callable[[int
             ],
             dtype=np.int64,
         ),
+        scored_rows=_scored_rows(chunks, rows_of),
     )
+
+
+def _scored_rows(chunks: Sequence[Chunk], rows_of: dict[int, Ints]) -> Ints:
+    """Takes the rows of all tokens of the chunks that have some to score."""
+    rows = [np.empty(0, dtype=np.int64)]
+    for index, chunk in enumerate(chunks):
+        if chunk.scoring is not None:
+            begin = chunk.scoring.offset
+            rows.append(rows_of[index][begin : begin + len(chunk.scoring.token_ids)])
+    return np.concatenate(rows)
 
 
 def _cut(index: int, chunk: Chunk, tile_tokens: Callable[[int], int]) -> Iterator[Tile]:

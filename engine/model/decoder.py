@@ -41,6 +41,7 @@ class Decoder:
         self._head = operators.linear(
             self._embedding if tied else weights("lm_head.weight"),
             norm=Norm(weights("model.norm.weight"), facts.rms_norm_eps),
+            float32_out=True,  # rounded to bfloat16 many logits would be equal
         )
 
     def hidden_states(self, token_ids: torch.Tensor, step: Any, caches: list[Any]) -> torch.Tensor:
@@ -57,7 +58,7 @@ class Decoder:
         return x
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[rows, E] to [rows, V]."""
+        """[rows, E] to [rows, V] in float32."""
         return self._head(hidden_states)
 
 

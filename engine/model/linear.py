@@ -18,18 +18,20 @@ class TorchLinear:
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> None:
         self._weight, self._bias = weight, bias
         self._norm, self._gated = norm, gated
+        self._out_dtype = torch.float32 if float32_out else weight.dtype
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if self._norm is not None:
             x = F.rms_norm(x, (x.shape[-1],), self._norm.weight, self._norm.eps)
         if not self._gated:
-            return self._product(x, residual)
+            return self._product(x, residual).to(self._out_dtype)
         gate, up = self._product(x, None).chunk(2, dim=-1)
         y = F.silu(gate).mul_(up)
-        return y if residual is None else y.add_(residual)
+        return (y if residual is None else y.add_(residual)).to(self._out_dtype)
 
     def _product(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         y = F.linear(x, self._weight, self._bias)
@@ -45,9 +47,10 @@ class PackedLinear(TorchLinear):
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> None:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
-        super().__init__(packed, bias, norm, gated)
+        super().__init__(packed, bias, norm, gated, float32_out)
         # Bound once: looking them up takes as long as a small operator, 120 times a step.
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary

@@ -11,6 +11,7 @@ import torch
 from engine.config import Kernels, Settings, may_be_native
 from engine.errors import KernelError
 from engine.model.batch import Layout
+from engine.model.choice import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Operators(Protocol):
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> Linear:
         """A layer with weight [out_features, in_features].
 
@@ -101,17 +103,13 @@ class Operators(Protocol):
             norm: Applied to x first.
             gated: The weight's first half is a gate, the second goes up, and the result is
                 silu(gate) * up, with half as many features.
+            float32_out: The result is float32, whatever the type of the rest.
         """
         ...
 
     def attention(self) -> Attention: ...
 
-    def best(self, logits: torch.Tensor) -> torch.Tensor:
-        """Index of the largest of each row, the first of equals: [rows, V] to [rows], int64.
-
-        Any index where a row has NaN.
-        """
-        ...
+    def sampler(self) -> Sampler: ...
 
 
 def make_operators(

@@ -1,10 +1,21 @@
 """What an engine core needs of a model: chunks in, next tokens out. Without torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from engine.sampling import SamplingParams
+from engine.model.logit_edits import LogitEdits
+from engine.sampling import SamplingParams, TokenLogprobs
+
+
+class PromptScoring(NamedTuple):
+    """Prompt tokens whose log-probabilities are wanted: each is told by the token before it."""
+
+    offset: int
+    """Index in the chunk of the token before the first of them."""
+    token_ids: Sequence[int]
+    num_top: int
+    """Alternatives to tell for each."""
 
 
 @dataclass(slots=True)
@@ -21,6 +32,21 @@ class Chunk:
     """How to choose the next token; None: more prompt follows, no token is wanted."""
     output_index: int = 0
     """Number of the wanted token among the sequence's outputs."""
+    edits: LogitEdits | None = None
+    """What changes the logits of the wanted token."""
+    scoring: PromptScoring | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step gives."""
+
+    token_ids: list[int]
+    """The next token of each chunk that has `sampling`, in order."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """By index in `token_ids`, where they are asked for."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """By index of the chunk, for those that have `scoring`."""
 
 
 class Runner(Protocol):
@@ -37,6 +63,6 @@ class Runner(Protocol):
 
     def warm_up(self) -> None: ...
 
-    def execute(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Computes the chunks and gives the next token of each that has `sampling`, in order."""
+    def execute(self, chunks: Sequence[Chunk]) -> StepResult:
+        """Computes the chunks and chooses the tokens that follow."""
         ...

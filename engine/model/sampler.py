@@ -1,43 +1,55 @@
-"""Chooses next tokens: the best one, or by the inverse of the cumulated probabilities.
+"""Chooses the next token of each row: edits the logits, then all rows in one go.
 
 One uniform number decides a row, and it is a function of (seed, output index) alone, so that a
 request gives the same text whatever else is in its batch, and goes on with the same text on another
 rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from engine.sampling import SamplingParams
+from engine.model.choice import CHOICE, Choices, Sampler
+from engine.model.logit_edits import LogitEdits, join_edits
+from engine.model.logprobs import token_logprobs
+from engine.sampling import GREEDY_BELOW, SamplingParams, TokenLogprobs
 
 _MASK = (1 << 64) - 1
+_MAX_TOP_K = (1 << 31) - 1
+
+
+class Row(NamedTuple):
+    """What is wanted of a row of logits."""
+
+    sampling: SamplingParams
+    output_index: int
+    edits: LogitEdits | None = None
 
 
 def sample(
-    logits: torch.Tensor,
-    wanted: Sequence[tuple[SamplingParams, int]],
-    best: Callable[[torch.Tensor], torch.Tensor],
-) -> list[int]:
-    """A token for each row of logits.
+    logits: torch.Tensor, rows: Sequence[Row], sampler: Sampler
+) -> tuple[list[int], dict[int, TokenLogprobs]]:
+    """A token for each row of logits, and by row the log-probabilities that are asked for.
 
     Args:
-        logits: [rows, V].
-        wanted: Each row's parameters and output index.
-        best: Gives the index of the largest of each row, [rows].
+        logits: [rows, V] float32, overwritten.
     """
-    random_rows = [row for row, (params, _) in enumerate(wanted) if params.temperature > 0]
-    if not random_rows:
-        return best(logits).tolist()
-    if len(random_rows) < len(wanted):
-        tokens = best(logits)
-    else:
-        tokens = torch.empty(len(wanted), dtype=torch.int64, device=logits.device)
-    rows = torch.tensor(random_rows, device=logits.device)
-    chosen = _sample_random(
-        logits.index_select(0, rows).float(), [wanted[row] for row in random_rows]
-    )
-    return tokens.index_copy_(0, rows, chosen).tolist()
+    num_top = {
+        index: row.sampling.logprobs
+        for index, row in enumerate(rows)
+        if row.sampling.logprobs is not None
+    }
+    raw, asked = logits, torch.tensor(list(num_top), device=logits.device)
+    if num_top and (len(num_top) < len(rows) or any(row.edits is not None for row in rows)):
+        raw = logits.index_select(0, asked)  # before the edits
+    _edit(logits, rows)
+    tokens = sampler.choose(logits, _choices(rows))
+    if not num_top:
+        return tokens.tolist(), {}
+    scores = token_logprobs(raw, tokens.index_select(0, asked), list(num_top.values()), sampler)
+    return tokens.tolist(), dict(zip(num_top, scores, strict=True))
 
 
 def uniform(seed: int, index: int) -> float:
@@ -58,43 +70,28 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _sample_random(
-    logits: torch.Tensor, wanted: Sequence[tuple[SamplingParams, int]]
-) -> torch.Tensor:
-    """[rows, V] float32 logits to [rows] tokens."""
-    temperature = _column([params.temperature for params, _ in wanted], logits)
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    filtered = [
-        row for row, (params, _) in enumerate(wanted) if params.top_p < 1 or params.top_k > 0
-    ]
-    if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
-        kept = _filter(probabilities.index_select(0, rows), [wanted[row][0] for row in filtered])
-        probabilities.index_copy_(0, rows, kept)
-    # In double precision and in the vocabulary's order for every row: a row's token may not depend
-    # on the others.
-    cumulated = probabilities.double().cumsum(dim=-1)
-    noise = torch.tensor(
-        [[uniform(params.seed, index)] for params, index in wanted],
-        dtype=torch.float64,
-        device=logits.device,
+def _choices(rows: Sequence[Row]) -> Choices:
+    return np.array([_choice(row.sampling, row.output_index) for row in rows], dtype=CHOICE)
+
+
+def _choice(params: SamplingParams, output_index: int) -> tuple[float, float, float, float, int]:
+    if params.temperature < GREEDY_BELOW:
+        return 0.0, 0.0, 0.0, 1.0, 0
+    noise = uniform(params.seed, output_index)
+    return noise, params.temperature, params.min_p, params.top_p, min(params.top_k, _MAX_TOP_K)
+
+
+def _edit(logits: torch.Tensor, rows: Sequence[Row]) -> None:
+    """Applies the rows' biases, then their penalties, in place. A place comes once at most."""
+    joined = join_edits([(row.edits, row.output_index) for row in rows], logits.shape[-1])
+    if joined is None:
+        return
+    places, biases, penalty_places, counts, penalties = (
+        torch.from_numpy(array).to(logits.device) for array in joined
     )
-    chosen = torch.searchsorted(cumulated, noise * cumulated[:, -1:], right=True)
-    return chosen.clamp_(max=logits.shape[-1] - 1).squeeze(-1)
-
-
-def _filter(probabilities: torch.Tensor, wanted: Sequence[SamplingParams]) -> torch.Tensor:
-    """Zeroes what top_k and top_p leave out; the best token always stays. [rows, V]."""
-    vocab_size = probabilities.shape[-1]
-    in_order, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(vocab_size, device=probabilities.device)
-    in_order[ranks >= _column([params.top_k or vocab_size for params in wanted], in_order)] = 0
-    before = in_order.cumsum(dim=-1) - in_order
-    reach = _column([params.top_p for params in wanted], in_order) * in_order.sum(-1, keepdim=True)
-    in_order[(before >= reach) & (ranks > 0)] = 0
-    return torch.zeros_like(probabilities).scatter_(-1, order, in_order)
-
-
-def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    """[rows, 1], of the type and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    flat = logits.view(-1)
+    flat[places] += biases
+    repetition, frequency, presence = penalties
+    seen = flat[penalty_places]
+    seen = torch.where(seen > 0, seen / repetition, seen * repetition)
+    flat[penalty_places] = seen - frequency * counts - presence * (counts > 0)

@@ -6,6 +6,7 @@ from engine.config import Settings
 from engine.model.attention import TorchAttention
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
 from engine.model.operators import Linear, Norm
+from engine.model.torch_sampler import TorchSampler
 
 
 class TorchOperators:
@@ -27,12 +28,12 @@ class TorchOperators:
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> Linear:
-        return self._linear(weight, bias, norm, gated)
+        return self._linear(weight, bias, norm, gated, float32_out)
 
     def attention(self) -> TorchAttention:
         return TorchAttention(self._settings, self._dtype, self._device)
 
-    def best(self, logits: torch.Tensor) -> torch.Tensor:
-        # `max` was seen to take a quarter of `argmax`'s time in bfloat16.
-        return logits.max(dim=-1).indices
+    def sampler(self) -> TorchSampler:
+        return TorchSampler()

@@ -3,22 +3,26 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from engine.config import Device, DType, Settings
 from engine.errors import CapacityError
-from engine.model.batch import lay_out
+from engine.model.batch import Ints, lay_out
 from engine.model.decoder import Decoder
 from engine.model.loader import Checkpoint
+from engine.model.logprobs import token_logprobs
 from engine.model.operators import make_operators
-from engine.model.runner import Chunk
-from engine.model.sampler import sample
-from engine.sampling import SamplingParams
+from engine.model.runner import Chunk, StepResult
+from engine.model.sampler import Row, sample
+from engine.sampling import SamplingParams, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
+SCORED_ROWS = 32
+"""Prompt tokens that have logits at one time."""
 _DTYPES = {
     DType.float32: torch.float32,
     DType.bfloat16: torch.bfloat16,
@@ -59,7 +63,8 @@ class TorchRunner:
         operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
         logger.info("operators: %s", operators.name)
         self.remark = operators.remark
-        self._operators, self._best = operators, operators.best
+        self._operators = operators
+        self._sampler = operators.sampler()
         self._attention = operators.attention()
 
     @torch.inference_mode()
@@ -94,30 +99,64 @@ class TorchRunner:
         self.execute([Chunk([0], length - 1, [0], greedy)])
 
     @torch.inference_mode()
-    def execute(self, chunks: Sequence[Chunk]) -> list[int]:
-        hidden_states = self._last_hidden_states(chunks)
-        wanted = [
-            (chunk.sampling, chunk.output_index) for chunk in chunks if chunk.sampling is not None
+    def execute(self, chunks: Sequence[Chunk]) -> StepResult:
+        hidden_states, scored_rows, sampled_rows = self._compute(chunks)
+        result = StepResult([], prompt_logprobs=self._score(hidden_states, scored_rows, chunks))
+        rows = [
+            Row(chunk.sampling, chunk.output_index, chunk.edits)
+            for chunk in chunks
+            if chunk.sampling is not None
         ]
-        if not wanted:
-            return []
-        return sample(self._model.logits(hidden_states), wanted, self._best)
+        if rows:
+            logits = self._logits(hidden_states, sampled_rows)
+            result.token_ids, result.logprobs = sample(logits, rows, self._sampler)
+        return result
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks and gives what `execute` would choose from, [rows, V]."""
-        return self._model.logits(self._last_hidden_states(chunks))
+        hidden_states, _, sampled_rows = self._compute(chunks)
+        return self._logits(hidden_states, sampled_rows)
 
-    def _last_hidden_states(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Computes the chunks: a row for each whose next token is wanted, [rows, E]."""
+    def _compute(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, Ints, Ints]:
+        """Computes the chunks: hidden states [T, E], and which rows are scored and sampled."""
         layout = lay_out(chunks, self._settings.cache.block_size, self._attention.tile_tokens)
         hidden_states = self._model.hidden_states(
             torch.from_numpy(layout.token_ids).to(self._device),
             self._attention.begin_step(layout),
             self._caches,
         )
-        rows = torch.from_numpy(layout.sampled_rows).to(self._device)
-        return hidden_states.index_select(0, rows)
+        return hidden_states, layout.scored_rows, layout.sampled_rows
+
+    def _logits(self, hidden_states: torch.Tensor, rows: Ints) -> torch.Tensor:
+        index = torch.from_numpy(rows).to(self._device)
+        return self._model.logits(hidden_states.index_select(0, index))
+
+    def _score(
+        self, hidden_states: torch.Tensor, rows: Ints, chunks: Sequence[Chunk]
+    ) -> dict[int, list[TokenLogprobs]]:
+        """The log-probabilities of prompt tokens, by chunk, a few tokens at a time."""
+        scorings = {
+            index: chunk.scoring for index, chunk in enumerate(chunks) if chunk.scoring is not None
+        }
+        wanted = [
+            (token_id, scoring.num_top)
+            for scoring in scorings.values()
+            for token_id in scoring.token_ids
+        ]
+        scores: list[TokenLogprobs] = []
+        for begin in range(0, len(wanted), SCORED_ROWS):
+            part = slice(begin, begin + SCORED_ROWS)
+            token_ids, num_top = zip(*wanted[part], strict=True)
+            logits = self._logits(hidden_states, rows[part])
+            targets = torch.tensor(token_ids, device=self._device)
+            scores += token_logprobs(logits, targets, num_top, self._sampler)
+            self._on_layer()
+        in_order = iter(scores)
+        return {
+            index: list(islice(in_order, len(scoring.token_ids)))
+            for index, scoring in scorings.items()
+        }
 
 
 def _check_cuda() -> None:

@@ -29,6 +29,7 @@ class LinearStruct(Structure):
         ("out_features", c_int64),
         ("eps", c_float),
         ("gated", c_int32),
+        ("float_out", c_int32),
     ]
 
 
@@ -73,9 +74,12 @@ class Library:
         self.attention = library[f"attention_{suffix}"]
         self.attention.argtypes = [c_void_p] * 7
         self.attention.restype = None
-        self.best = library[f"best_{suffix}"]
-        self.best.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p]
-        self.best.restype = None
+        self.choose = library["choose"]
+        self.choose.argtypes = [c_void_p] * 4 + [c_int64, c_int64, c_void_p]
+        self.choose.restype = None
+        self.score = library["score"]
+        self.score.argtypes = [c_void_p] * 5 + [c_int64] * 3 + [c_void_p]
+        self.score.restype = None
         self.attention_scratch_bytes = library["attention_scratch_bytes"]
         self.attention_scratch_bytes.argtypes = [POINTER(AttentionStruct), c_int64]
         self.attention_scratch_bytes.restype = c_int64

@@ -1,6 +1,7 @@
-/* Kernels of the CPU engine: linear layers and paged attention, in float32 and bfloat16.
+/* Kernels of the CPU engine: linear layers and paged attention, in float32 and bfloat16, and the
+ * choice and scores of tokens, in float32.
  *
- * Built at first use by build.py, called through ctypes by linear.py and attention.py. One library
+ * Built at first use by build.py, called through ctypes by the Python files beside it. One library
  * is for one set of instructions, that of the compiler's flags.
  */
 #include <math.h>
@@ -34,6 +35,7 @@ struct linear {
     int64_t in_features, out_features;
     float eps; /* of the norm */
     int32_t gated;
+    int32_t float_out; /* outputs are float32, whatever the type of the rest */
 };
 
 struct attention {
@@ -68,6 +70,9 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
     return (bytes + 127) / 64 * 64;
 }
 
+#include "choice.h"
+#include "scores.h"
+
 #define NAME(name) name##_f32
 #define ELEMENT float
 #define DEPTH 1
@@ -82,7 +87,6 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "attention.h"
-#include "best.h"
 #include "linear.h"
 
 #undef NAME
@@ -112,5 +116,4 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "attention.h"
-#include "best.h"
 #include "linear.h"

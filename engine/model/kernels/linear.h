@@ -45,12 +45,14 @@ static void NAME(prepare)(
  * y: [num_columns] sums, a multiple of 16.
  */
 static void NAME(finish)(
-    const struct linear *layer, const float *y, const ELEMENT *residual, ELEMENT *out, int64_t row,
+    const struct linear *layer, const float *y, const ELEMENT *residual, void *out, int64_t row,
     int64_t column, int64_t num_columns)
 {
     const ELEMENT *bias = layer->gated ? NULL : layer->bias; /* see join() */
     const int64_t place = row * layer->out_features + column;
     const int64_t left = layer->out_features - column;
+    float *wide = layer->float_out ? (float *)out + place : NULL;
+    ELEMENT *narrow = (ELEMENT *)out + place;
     int64_t i = 0;
     for (; i < num_columns && i + LANES <= left; i += LANES) {
         floats sums = load_f32(y + i);
@@ -58,11 +60,19 @@ static void NAME(finish)(
             sums += LOAD(bias + column + i);
         if (residual)
             sums += LOAD(residual + place + i);
-        STORE(out + place + i, sums);
+        if (wide)
+            store_f32(wide + i, sums);
+        else
+            STORE(narrow + i, sums);
     }
-    for (; i < num_columns && i < left; i++)
-        PUT(out + place + i, y[i] + (bias ? ONE(bias + column + i) : 0.0f)
-                                 + (residual ? ONE(residual + place + i) : 0.0f));
+    for (; i < num_columns && i < left; i++) {
+        const float sum = y[i] + (bias ? ONE(bias + column + i) : 0.0f)
+                          + (residual ? ONE(residual + place + i) : 0.0f);
+        if (wide)
+            wide[i] = sum;
+        else
+            PUT(narrow + i, sum);
+    }
 }
 
 /* Gate and up panels in turn to half as many panels of silu(gate) * up, in place.
@@ -87,7 +97,7 @@ static void NAME(join)(float *y, const ELEMENT *bias, int64_t num_panels)
 /* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on. */
 static void NAME(columns)(
     const struct linear *layer, const CELL *cells, int64_t stride, const ELEMENT *residual,
-    ELEMENT *out, int64_t num_rows, int64_t panel, int64_t num_panels)
+    void *out, int64_t num_rows, int64_t panel, int64_t num_panels)
 {
     const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
     const ELEMENT *weight = (const ELEMENT *)layer->weight
@@ -123,7 +133,7 @@ static void NAME(columns)(
 struct NAME(linear_call) {
     const struct linear *layer;
     const ELEMENT *x, *residual;
-    ELEMENT *out;
+    void *out;
     CELL *cells;
     int64_t stride, num_rows, num_wide;
 };

@@ -23,11 +23,13 @@ class NativeLinear:
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> None:
         self._multiply, self._team = library.linear, team
         num_columns, in_features = weight.shape
         self._out_features = num_columns // 2 if gated else num_columns
         self._dtype = weight.dtype
+        self._out_dtype = torch.float32 if float32_out else weight.dtype
         self._row_bytes = -(-in_features // library.depth) * library.depth * 4
         bias = None if bias is None else bias.contiguous()
         norm_weight = None if norm is None else norm.weight.contiguous()
@@ -44,6 +46,7 @@ class NativeLinear:
             out_features=self._out_features,
             eps=0.0 if norm is None else norm.eps,
             gated=gated,
+            float_out=float32_out,
         )
         self._address = ctypes.addressof(self._struct)
 
@@ -52,7 +55,7 @@ class NativeLinear:
         assert x.is_contiguous()  # the kernel reads plain memory
         assert x.dtype == self._dtype
         assert in_features == self._struct.in_features
-        y = torch.empty((rows, self._out_features), dtype=self._dtype)
+        y = torch.empty((rows, self._out_features), dtype=self._out_dtype)
         self._multiply(
             self._address,
             x.data_ptr(),

@@ -6,6 +6,7 @@ from engine.config import Settings
 from engine.model.kernels.attention import NativeAttention
 from engine.model.kernels.binding import Library, Team, best_library
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.sampler import NativeSampler
 from engine.model.operators import Linear, Norm
 
 
@@ -42,14 +43,12 @@ class NativeOperators:
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
+        float32_out: bool = False,
     ) -> Linear:
-        return NativeLinear(self._library, self._team, weight, bias, norm, gated)
+        return NativeLinear(self._library, self._team, weight, bias, norm, gated, float32_out)
 
-    def best(self, logits: torch.Tensor) -> torch.Tensor:
-        rows, vocab_size = logits.shape
-        best = torch.empty(rows, dtype=torch.int64)
-        self._library.best(logits.data_ptr(), best.data_ptr(), rows, vocab_size, self._team.pool)
-        return best
+    def sampler(self) -> NativeSampler:
+        return NativeSampler(self._library, self._team)
 
     def attention(self) -> NativeAttention:
         return NativeAttention(self._library, self._team, self._settings, self._dtype)

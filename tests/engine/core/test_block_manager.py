@@ -13,9 +13,8 @@ def make_request(request_id: int, tokens: list[int]) -> Request:
 
 def compute(blocks: BlockManager, request: Request) -> None:
     """As if the model had run over all tokens."""
-    before = request.num_computed
+    blocks.publish(request, request.num_uncomputed)
     request.num_computed = len(request.token_ids)
-    blocks.publish(request, before)
 
 
 def test_admission_gives_blocks_for_all_tokens():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,8 +23,12 @@ def make_scheduler(num_blocks=64, max_num_seqs=8, budget=32, max_model_len=64) -
     return Scheduler(blocks, max_num_seqs, budget, max_model_len, [EOS])
 
 
-def make_request(request_id: int, tokens: list[int], max_tokens=4, ignore_eos=False) -> Request:
-    sampling = SamplingParams(max_tokens, temperature=0.0, ignore_eos=ignore_eos)
+def make_request(
+    request_id: int, tokens: list[int], max_tokens=4, ignore_eos=False, **sampling_options: Any
+) -> Request:
+    sampling = SamplingParams(
+        max_tokens, temperature=0.0, ignore_eos=ignore_eos, **sampling_options
+    )
     return Request(RequestKey("test", request_id), list(tokens), len(tokens), sampling)
 
 
@@ -78,6 +83,72 @@ def test_an_end_token_may_be_ignored():
     scheduler.add(make_request(0, [1], ignore_eos=True))
     _, [produced] = step(scheduler, EOS)
     assert produced.finish_reason is None
+
+
+def test_a_stop_token_ends_a_request_and_is_told():
+    scheduler = make_scheduler()
+    scheduler.add(make_request(0, [1], ignore_eos=True, stop_token_ids=(5, 6)))
+    _, [produced] = step(scheduler, 6)
+    assert produced.finish_reason is FinishReason.stop
+    assert produced.stop_token_id == 6
+    assert produced.output().stop_token_id == 6
+
+
+def test_no_token_ends_a_request_before_its_least_number():
+    scheduler = make_scheduler()
+    scheduler.add(make_request(0, [1], min_tokens=2, stop_token_ids=(5,)))
+    reasons = [step(scheduler, token)[1][0].finish_reason for token in (EOS, 5, EOS)]
+    assert reasons == [None, None, FinishReason.stop]
+
+
+def test_waiting_requests_run_by_priority_then_as_they_came():
+    scheduler = make_scheduler(max_num_seqs=1)
+    for index, priority in enumerate([0, 5, -1, 0, -1]):
+        scheduler.add(make_request(index, [1, 2], max_tokens=1, priority=priority))
+    order = [next(iter(step(scheduler)[0])) for _ in range(5)]
+    assert order == [2, 4, 0, 3, 1]
+
+
+def test_a_waiting_request_does_not_take_the_place_of_a_running_one():
+    scheduler = make_scheduler(max_num_seqs=1)
+    scheduler.add(make_request(0, [1]))
+    step(scheduler)
+    scheduler.add(make_request(1, [1], priority=-1))
+    assert set(step(scheduler)[0]) == {0}
+
+
+def test_when_blocks_run_out_the_least_urgent_gives_way():
+    scheduler = make_scheduler(num_blocks=4, max_model_len=16)
+    old = make_request(0, [1] * 7, 8, priority=1)
+    young = make_request(1, [2] * 7, 8)
+    scheduler.add(old)
+    step(scheduler)
+    scheduler.add(young)
+    step(scheduler)
+    step(scheduler)
+    assert (old.num_preemptions, young.num_preemptions) == (1, 0)
+
+
+def test_requests_with_the_same_prompt_share_what_one_step_computes():
+    scheduler = make_scheduler()
+    for index in range(3):
+        scheduler.add(make_request(index, [*range(10, 20), index]))
+    assert step(scheduler)[0] == {0: 11, 1: 3, 2: 3}
+
+
+def test_a_prompt_longer_than_the_budget_is_still_shared():
+    scheduler = make_scheduler(budget=9)
+    for index in range(2):
+        scheduler.add(make_request(index, list(range(10, 24))))
+    assert [step(scheduler)[0] for _ in range(2)] == [{0: 9}, {0: 5, 1: 2}]
+
+
+def test_a_prompt_that_is_scored_takes_nothing_from_the_cache():
+    scheduler = make_scheduler(budget=64)
+    scheduler.add(make_request(0, list(range(10, 24))))
+    scheduler.add(make_request(1, list(range(10, 24)), prompt_logprobs=0))
+    scheduler.add(make_request(2, list(range(10, 24))))
+    assert step(scheduler)[0] == {0: 14, 1: 14, 2: 2}
 
 
 def test_a_request_ends_at_its_own_limit_and_at_the_models():
@@ -156,6 +227,7 @@ lives = st.lists(
         st.integers(1, 20),  # output tokens
         st.booleans(),  # shares a prefix with others
         st.none() | st.integers(1, 15),  # aborted so many steps after its arrival
+        st.integers(-1, 1),  # priority
     ),
     min_size=1,
     max_size=20,
@@ -169,16 +241,19 @@ def test_every_request_ends_with_its_tokens_and_every_block_comes_back(
     blocks = BlockManager(num_blocks, BLOCK, prefix_caching)
     scheduler = Scheduler(blocks, max_num_seqs, budget, max_model_len=64, eos_token_ids=[])
     alive, aborted, now = {}, set(), 0
+    contents: dict[tuple[int, int], int] = {}
     while now <= 45 or scheduler.num_requests:
-        for index, (arrival, num_prompt, num_output, shared, abort_after) in enumerate(requests):
+        for index, life in enumerate(requests):
+            arrival, num_prompt, num_output, shared, abort_after, priority = life
             if arrival == now:
                 tokens = [0 if shared else index + 1] * num_prompt
-                alive[index] = make_request(index, tokens, min(num_output, 64 - num_prompt))
+                num_output = min(num_output, 64 - num_prompt)
+                alive[index] = make_request(index, tokens, num_output, priority=priority)
                 scheduler.add(alive[index])
             elif abort_after is not None and now == arrival + abort_after:
                 scheduler.abort(alive[index].key)
                 aborted.add(index)
-        check_step(scheduler, blocks, budget, max_num_seqs)
+        check_step(scheduler, budget, max_num_seqs, contents)
         check_work(scheduler, alive.values())
         now += 1
         assert now < 5000, "requests never end"
@@ -209,7 +284,10 @@ def test_a_request_with_a_huge_limit_counts_as_far_as_the_horizon():
     assert scheduler.admitted == []
 
 
-def check_step(scheduler: Scheduler, blocks: BlockManager, budget: int, max_num_seqs: int) -> None:
+def check_step(
+    scheduler: Scheduler, budget: int, max_num_seqs: int, contents: dict[tuple[int, int], int]
+) -> None:
+    """One step, with what it keeps: `contents` is the cache, a prefix's hash in each slot."""
     scheduled = scheduler.schedule()
     assert sum(item.num_tokens for item in scheduled) <= budget
     assert len(scheduled) <= max_num_seqs
@@ -220,7 +298,14 @@ def check_step(scheduler: Scheduler, blocks: BlockManager, budget: int, max_num_
         assert item.num_tokens > 0
         assert len(request.block_ids) * BLOCK >= end
         for position in range(request.num_computed, end):
-            written[request.block_ids[position // BLOCK], position % BLOCK] += 1
+            slot = request.block_ids[position // BLOCK], position % BLOCK
+            written[slot] += 1
+            contents[slot] = hash(tuple(request.token_ids[: position + 1]))
     assert all(count == 1 for count in written.values()), "two tokens in one slot"
+    for item in scheduled:
+        request = item.request
+        for position in range(request.num_computed):
+            slot = request.block_ids[position // BLOCK], position % BLOCK
+            assert contents[slot] == hash(tuple(request.token_ids[: position + 1]))
     wanting = [item for item in scheduled if item.wants_token]
     scheduler.postprocess(scheduled, list(range(100, 100 + len(wanting))))

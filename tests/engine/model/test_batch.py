@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.batch import lay_out
-from engine.model.runner import Chunk
+from engine.model.runner import Chunk, PromptScoring
 from engine.sampling import SamplingParams
 
 BLOCK = 4
@@ -48,6 +48,20 @@ def test_sampled_rows_are_the_last_tokens_of_the_chunks_that_want_one(described)
     layout = lay_out(chunks, BLOCK, tile_tokens)
     wanted = [chunk.token_ids[-1] for chunk in chunks if chunk.sampling is not None]
     assert [int(layout.token_ids[row]) for row in layout.sampled_rows] == wanted
+
+
+@given(sizes, st.data())
+def test_scored_rows_are_consecutive_tokens_of_the_chunks_that_have_some(described, data):
+    chunks = make_chunks(described)
+    wanted: list[int] = []
+    for chunk in chunks:
+        if data.draw(st.booleans()):
+            begin = data.draw(st.integers(0, len(chunk.token_ids) - 1))
+            end = data.draw(st.integers(begin + 1, len(chunk.token_ids)))
+            chunk.scoring = PromptScoring(begin, [0] * (end - begin), num_top=0)
+            wanted += chunk.token_ids[begin:end]
+    layout = lay_out(chunks, BLOCK, tile_tokens)
+    assert [int(layout.token_ids[row]) for row in layout.scored_rows] == wanted
 
 
 @given(sizes)

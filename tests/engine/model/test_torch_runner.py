@@ -127,5 +127,6 @@ def test_the_greedy_token_is_the_best_one_where_rounding_cannot_decide(runner, d
     ]
     assert len(clear) > 10, "few clear tokens"
     for length in clear:
-        [token] = runner.execute([Chunk(PROMPT[:length], 0, list(range(1, 9)), GREEDY)])
+        chunk = Chunk(PROMPT[:length], 0, list(range(1, 9)), GREEDY)
+        [token] = runner.execute([chunk]).token_ids
         assert token == best.indices[length - 1, 0]

@@ -34,6 +34,7 @@ class Case:
     magnitude: float
     num_threads: int
     seed: int
+    float32_out: bool = False
     dtype: torch.dtype = torch.float32
     x: torch.Tensor = field(init=False)
     weight: torch.Tensor = field(init=False)
@@ -67,6 +68,7 @@ cases = st.builds(
     magnitude=st.sampled_from((0.001, 1.0, 100.0)),
     num_threads=st.integers(1, 3),
     seed=st.integers(0, 2**32),
+    float32_out=st.booleans(),
 )
 GATED = Case(13, 67, 150, True, True, True, True, 1.0, 3, seed=1)
 PLAIN = replace(GATED, gated=False, has_norm=False)
@@ -74,7 +76,9 @@ PLAIN = replace(GATED, gated=False, has_norm=False)
 
 def make_layer(case: Case, library, teams) -> NativeLinear:
     team = teams[case.num_threads]
-    return NativeLinear(library, team, case.weight, case.bias, case.norm, case.gated)
+    return NativeLinear(
+        library, team, case.weight, case.bias, case.norm, case.gated, case.float32_out
+    )
 
 
 def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,13 +104,17 @@ def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     if case.residual is not None:
         y = y + case.residual.double()
         error = error + (y.abs() + case.residual.double().abs()) * sum_unit
-    return y, error + UNIT[case.dtype] * (y.abs() + error) + 1e-30
+    return y, error + UNIT[out_dtype(case)] * (y.abs() + error) + 1e-30
+
+
+def out_dtype(case: Case) -> torch.dtype:
+    return torch.float32 if case.float32_out else case.dtype
 
 
 def check(case: Case, library, teams) -> None:
     expected, bound = exact(case)
     y = make_layer(case, library, teams)(case.x, case.residual)
-    assert y.dtype == case.dtype
+    assert y.dtype == out_dtype(case)
     assert y.shape == (case.rows, case.out_features)
     excess = (y.double() - expected).abs() - bound
     assert (excess <= 0).all(), f"beyond the bound by {excess.max()}"
