@@ -40,23 +40,29 @@ class Registry:
     """Processes of one deployment. Every change of a state makes a new membership epoch.
 
     A restarted coordinator knows nobody: its registry is not settled, and worth nothing to others,
-    before the launcher has told the plan and every process that is there has registered again.
-    After `silence_s` it is settled without those that have not: they are suspect.
+    before the launcher has told the plan and every process that is there has registered again,
+    which each does when its next heartbeat is answered. It is settled without those that have not
+    when nobody has registered for two heartbeats, or `silence_s` after the plan: they are suspect.
 
     Args:
         silence_s: A process is suspect after so long without a heartbeat, or without progress of
             its main loop.
+        heartbeat_s: Between two heartbeats of a process.
+        interval_s: Between two calls of `tick` in a coordinator that is not late.
         incarnation: Of the coordinator.
     """
 
     silence_s: float
+    heartbeat_s: float
+    interval_s: float
     incarnation: int = 1
     epoch: int = 0
     state: DeploymentState = DeploymentState.serving
     is_settled: bool = False
     _planned: dict[str, ProcessSpec] = field(default_factory=dict)
     _incarnations: dict[str, int] = field(default_factory=dict)
-    _settle_at: float | None = None
+    _told_at: float | None = None
+    _registered_at: float = 0.0
     _processes: dict[str, _Process] = field(default_factory=dict)
     _looked_at: float | None = None
 
@@ -69,8 +75,8 @@ class Registry:
         self._planned = {process.name: process for process in told.processes}
         self._incarnations = told.incarnations
         self.state = told.state
-        if self._settle_at is None:
-            self._settle_at = now + self.silence_s
+        if self._told_at is None:
+            self._told_at = now
         self.epoch += 1
 
     def register(self, hello: Register, now: float) -> bool:
@@ -86,6 +92,7 @@ class Registry:
         self._processes[hello.name] = _Process(
             hello, state, hello.phase, now, now, now, remark=hello.remark
         )
+        self._registered_at = now
         self.epoch += 1
         return True
 
@@ -131,14 +138,15 @@ class Registry:
         What the coordinator itself has slept through is not held against them: their messages are
         still on the way to it.
         """
-        slept_s = now - self._looked_at if self._looked_at is not None else 0.0
+        looked_at = self._looked_at if self._looked_at is not None else now
+        late_s = now - looked_at - self.interval_s
         self._looked_at = now
         if not self.is_settled:
             self._settle(now)
         for process in self._processes.values():
-            if slept_s > self.silence_s / 2:
-                process.heard = min(now, process.heard + slept_s)
-                process.progressed = min(now, process.progressed + slept_s)
+            if late_s > self.silence_s / 2:
+                process.heard = min(now, process.heard + late_s)
+                process.progressed = min(now, process.progressed + late_s)
             if process.state is ProcessState.ready:
                 complaint = self._complaint(process, now)
                 if complaint:
@@ -200,15 +208,17 @@ class Registry:
         return found
 
     def _settle(self, now: float) -> None:
-        if self._settle_at is None:
+        if self._told_at is None:
             return
+        quiet_at = max(self._told_at, self._registered_at) + 2 * self.heartbeat_s
+        settle_at = min(quiet_at, self._told_at + self.silence_s)
         unheard = [
             (spec, self._incarnations[spec.name])
             for spec in self._planned.values()
             if spec.name in self._incarnations
             and not self.knows(spec.name, self._incarnations[spec.name])
         ]
-        if unheard and now < self._settle_at:
+        if unheard and now < settle_at:
             return
         for spec, incarnation in unheard:
             self._processes[spec.name] = _unheard(spec, incarnation, now)

@@ -202,6 +202,8 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
             launcher.children()["coordinator"].kill()
             launcher.wait_for(r"coordinator +ended: killed by SIGKILL; starting it again \(1 of 3")
             launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
+            for frontend in ("frontend-0", "frontend-1"):
+                until(lambda name=frontend: num_starts(launcher, name, "coordinator") == 2, 10)
             everybody = {"coordinator", "frontend-0", "frontend-1", "engine-0", "engine-1"}
             until(lambda: set(states(url)) == everybody)
             load.wait_for_more(20)
@@ -211,6 +213,31 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
         assert states(url)["coordinator"][0] == 2
         assert ask(url, "/plan")["drift"] == []
     assert load.failed == []
+
+
+def num_starts(launcher: Launcher, frontend: str, name: str) -> int:
+    """How many times a process has been started, as that front end was last told."""
+    private = httpx.HTTPTransport(uds=str(launcher.directory / f"{frontend}.http"))
+    with httpx.Client(transport=private, base_url="http://frontend", timeout=DEADLINE_S) as client:
+        page = client.get("/metrics").text
+    found = re.search(rf'^flotilla:process_starts_total{{.*process="{name}".*}} (\d+)', page, re.M)
+    return int(found[1]) if found else 0
+
+
+def test_a_restarted_coordinator_does_not_wait_for_a_rank_that_is_stopped(runtime):
+    with serving(*DUMMY, "frontend.count=2", runtime_directory=runtime) as (launcher, client):
+        rank = launcher.children()["engine-1"]
+        rank.suspend()
+        launcher.wait_for("engine-1 +suspect: silent for ")
+        launcher.children()["coordinator"].kill()
+        launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
+        for frontend in ("frontend-0", "frontend-1"):
+            until(lambda name=frontend: num_starts(launcher, name, "coordinator") == 2, 10)
+        ready = ask(str(client.base_url), "/ready")
+        assert ready["ready_ranks"] == [0]
+        assert [each["name"] for each in ready["suspect"]] == ["engine-1"]
+        rank.resume()
+        until(lambda: ask(str(client.base_url), "/ready")["ready_ranks"] == [0, 1])
 
 
 def test_a_front_end_that_dies_is_started_again_on_the_same_port(runtime):
