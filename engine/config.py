@@ -229,6 +229,11 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Ranks on its node."""
     workers: tuple[WorkerSpec, ...] = ()
 
+    @property
+    def index(self) -> int:
+        """Number of a front end or a rank among those of its role: the end of its name."""
+        return int(self.name.rpartition("-")[2])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:

@@ -338,6 +338,16 @@ FROM_COORDINATOR = msgspec.msgpack.Decoder(FromCoordinator)
 PUBLISHED = msgspec.msgpack.Decoder(Published)
 
 
+def first_epoch(incarnation: int) -> int:
+    """Membership epoch of a coordinator that has just started, above all of those before it."""
+    return incarnation << 32
+
+
+def coordinator_of(epoch: int) -> int:
+    """Incarnation of the coordinator that a membership epoch is from."""
+    return epoch >> 32
+
+
 def engine_identity(rank: int, incarnation: int) -> bytes:
     """ROUTER identity of one engine process: `engine-<rank>.<incarnation>`."""
     return b"engine-%d.%d" % (rank, incarnation)

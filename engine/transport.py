@@ -23,7 +23,9 @@ MAX_MESSAGE_BYTES = 256 << 20
 """Far above the largest prompt; a guard against nonsense on a socket."""
 MAX_QUEUED_MESSAGES = 100_000
 """High-water mark of each pipe: minutes of a silent reader, a step being one message."""
-
+MAX_QUEUED_PUBLISHED = 32
+"""The same of what is published: each message replaces the one before of its topic, a lost one is
+repeated, and a thousand ranks' metrics have megabytes."""
 MAX_BACKLOG = 4096
 """Connections that may wait to be accepted: a thousand processes connect when a deployment starts.
 Source: the kernel's own limit, net.core.somaxconn."""
@@ -135,8 +137,8 @@ def _configure(socket: zmq.Socket[bytes], kind: int) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
-    socket.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
+    is_published = kind in (zmq.XPUB, zmq.SUB)
+    socket.hwm = MAX_QUEUED_PUBLISHED if is_published else MAX_QUEUED_MESSAGES
     if kind == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if kind == zmq.XPUB:

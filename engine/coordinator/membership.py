@@ -14,6 +14,7 @@ from engine.protocol import (
     Phase,
     ProcessState,
     Register,
+    first_epoch,
 )
 
 
@@ -67,7 +68,7 @@ class Registry:
     _looked_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.epoch = self.incarnation << 32  # above all that the one before has published
+        self.epoch = first_epoch(self.incarnation)
         self.is_settled = self.incarnation == 1
 
     def apply_plan(self, told: ApplyPlan, now: float) -> None:

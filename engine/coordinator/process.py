@@ -20,7 +20,7 @@ from engine.config import ProcessSpec, Role, Settings
 from engine.coordinator.membership import Registry
 from engine.coordinator.reports import LoadBoard, MetricsBoard
 from engine.errors import ProtocolError
-from engine.lifeline import Lifeline
+from engine.lifeline import GRACE, Lifeline
 from engine.metrics import (
     COORDINATOR_MESSAGES,
     COORDINATOR_PUBLISHED,
@@ -81,7 +81,7 @@ def run(
         run_directory: Removed if the launcher has vanished without doing it.
     """
     coordinator = Coordinator(process, settings, endpoint, incarnation, keys, ports)
-    lifeline.watch(coordinator.stop, settings.health.stop_s * 0.8)
+    lifeline.watch(coordinator.stop, settings.health.stop_s * GRACE)
     try:
         coordinator.main_loop()
     finally:

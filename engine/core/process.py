@@ -18,7 +18,7 @@ from engine.core.frontend_link import FrontendLink
 from engine.core.request import RequestRefused
 from engine.core.scheduler import Produced
 from engine.errors import ProtocolError
-from engine.lifeline import Ending
+from engine.lifeline import GRACE, Ending
 from engine.link import CoordinatorLink
 from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTUP_PHASE
 from engine.model.runner import Runner
@@ -53,7 +53,7 @@ def run(
         found: Where it runs, if somebody else has placed it; else where it was planned.
     """
     core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys)
-    lifeline.watch(core.stop, settings.health.stop_s * 0.8)
+    lifeline.watch(core.stop, settings.health.stop_s * GRACE)
     try:
         core.start_up()
         core.main_loop()

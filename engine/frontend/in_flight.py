@@ -13,7 +13,7 @@ from engine.frontend.engine import Engine
 from engine.frontend.errors import ApiError, Draining, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.load_balancer import RankWork
-from engine.frontend.readiness import newest_engines
+from engine.frontend.readiness import engines_of
 from engine.metrics import LOST_MESSAGES, Metrics
 from engine.protocol import (
     AddRequest,
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class InFlight:
-    """All engines, of each rank the newest incarnation, and what each works on."""
+    """All engines, and what each works on."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.engines: dict[int, Engine] = {}
@@ -39,11 +39,11 @@ class InFlight:
 
     def apply(self, members: Iterable[Member]) -> None:
         """Takes over who is there. Requests at engines that are lost, gone or replaced fail."""
-        newest = newest_engines(members)
+        members_by_rank = engines_of(members)
         self._candidates = None
-        for rank in self.engines.keys() - newest.keys():
+        for rank in self.engines.keys() - members_by_rank.keys():
             self.fail(self.engines.pop(rank), "it has left the deployment")
-        for rank, member in newest.items():
+        for rank, member in members_by_rank.items():
             engine = self.engines.get(rank)
             if engine is None or engine.incarnation != member.incarnation:
                 if engine is not None:

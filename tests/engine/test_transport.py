@@ -52,6 +52,28 @@ def test_a_message_to_somebody_who_is_not_connected_is_an_error(context, tmp_pat
     assert caught.value.errno == zmq.EHOSTUNREACH
 
 
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_what_is_published_does_not_pile_up_before_a_subscriber_that_does_not_read(
+    context, tmp_path, scheme: str
+):
+    wanted = "tcp://127.0.0.1:*" if scheme == "tcp" else f"ipc://{tmp_path}/socket"
+    publisher, endpoint = transport.bind(context, zmq.XPUB, wanted)
+    subscriber = transport.client(context, zmq.SUB, endpoint)
+    num_published, payload = 300, b"x" * 1_000_000  # far more than the kernel holds for them
+    with publisher, subscriber:
+        subscriber.setsockopt(zmq.SUBSCRIBE, b"topic")
+        subscriber.connect(endpoint)
+        assert receive(publisher) == [b"\x01topic"]
+        for _ in range(num_published):
+            publisher.send_multipart([b"topic", payload], flags=zmq.NOBLOCK, copy=False)
+        receive(subscriber)
+        num_kept = 1
+        while subscriber.poll(500):
+            assert len(receive(subscriber)) == 2
+            num_kept += 1
+    assert num_kept < num_published / 2
+
+
 @pytest.mark.parametrize("frame", [b"", b"nonsense", b"\x92\xa8Registry\x01"])
 def test_a_frame_that_is_no_message_names_its_sender(frame: bytes):
     with pytest.raises(ProtocolError, match="message from engine-3 does not follow the protocol"):

@@ -202,8 +202,7 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
             launcher.children()["coordinator"].kill()
             launcher.wait_for(r"coordinator +ended: killed by SIGKILL; starting it again \(1 of 3")
             launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
-            for frontend in ("frontend-0", "frontend-1"):
-                until(lambda name=frontend: num_starts(launcher, name, "coordinator") == 2, 10)
+            wait_until_both_are_told(launcher)
             everybody = {"coordinator", "frontend-0", "frontend-1", "engine-0", "engine-1"}
             until(lambda: set(states(url)) == everybody)
             load.wait_for_more(20)
@@ -213,6 +212,16 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
         assert states(url)["coordinator"][0] == 2
         assert ask(url, "/plan")["drift"] == []
     assert load.failed == []
+
+
+def wait_until_both_are_told(launcher: Launcher) -> None:
+    """Until both front ends go by what the second coordinator says."""
+
+    def are_told() -> bool:
+        names = ("frontend-0", "frontend-1")
+        return all(num_starts(launcher, name, "coordinator") == 2 for name in names)
+
+    until(are_told, within_s=10)
 
 
 def num_starts(launcher: Launcher, frontend: str, name: str) -> int:
@@ -231,8 +240,7 @@ def test_a_restarted_coordinator_does_not_wait_for_a_rank_that_is_stopped(runtim
         launcher.wait_for("engine-1 +suspect: silent for ")
         launcher.children()["coordinator"].kill()
         launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
-        for frontend in ("frontend-0", "frontend-1"):
-            until(lambda name=frontend: num_starts(launcher, name, "coordinator") == 2, 10)
+        wait_until_both_are_told(launcher)
         ready = ask(str(client.base_url), "/ready")
         assert ready["ready_ranks"] == [0]
         assert [each["name"] for each in ready["suspect"]] == ["engine-1"]

@@ -54,7 +54,6 @@ async def test_a_lost_rank_fails_its_requests_only(table: Table):
     [
         ([member(1)], "it has left the deployment"),
         ([member(0, incarnation=1), member(1)], "it was started anew"),
-        ([member(0, state=LOST), member(0, incarnation=1), member(1)], "it was started anew"),
     ],
 )
 async def test_requests_of_a_rank_that_is_gone_or_replaced_fail(table: Table, members, reason):
