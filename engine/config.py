@@ -158,8 +158,8 @@ class HealthOptions:
     computes not even a layer of it, or has none and does not look for any; a suspect rank gets no
     new work until it moves again."""
     suspect_s: float = option(60.0, gt=0, le=86400)
-    """Seconds that a rank may be suspect or out of reach, and silent, before the requests that it
-    has fail; they are aborted when it comes back."""
+    """Seconds that a rank may be suspect, out of reach or asked in vain, and silent, before the
+    requests that it has fail; they are aborted when it comes back. Longer than any step takes."""
     hang_s: float = option(10.0, ge=1, le=86400)
     """A front end that stays suspect, or a coordinator that stays silent, for so long after
     `silence_s` hangs: it is killed and started again."""

@@ -79,6 +79,14 @@ class InFlight:
         if (engine.is_reachable, engine.is_full) != (is_reachable, is_full):
             engine.is_reachable, engine.is_full = is_reachable, is_full
             self._candidates = None
+        if not is_reachable:
+            engine.asked_s = None  # what it was asked is lost; it is greeted anew
+            self._set_connected(engine, False)
+
+    def _set_connected(self, engine: Engine, is_connected: bool) -> None:
+        if engine.is_connected != is_connected:
+            engine.is_connected = is_connected
+            self._candidates = None
 
     def candidates(self) -> list[RankWork]:
         """The ranks that take new requests, in ascending order."""
@@ -114,7 +122,8 @@ class InFlight:
         engine = self.engines.get(outputs.rank)
         if engine is None or engine.incarnation != outputs.incarnation:
             return  # late words of an engine that is no more
-        engine.heard_s = now_s
+        engine.heard_s, engine.asked_s = now_s, None
+        self._set_connected(engine, engine.is_reachable)
         expected, engine.expected = engine.expected, outputs.sequence + 1
         engine.acknowledge(outputs.acknowledged, outputs.lost)
         if outputs.sequence != expected:
@@ -146,17 +155,26 @@ class InFlight:
     def fail_overdue(self, now_s: float, suspect_s: float, is_informed: bool = True) -> None:
         """Fails the requests of engines that have been silent and not known to be well for so long.
 
-        To be called often: it also notes which engines are well, ready and connected.
+        One that leaves a question unanswered for so long is no longer connected. To be called
+        often: it also notes which engines are well.
 
         Args:
             is_informed: The coordinator speaks; else what it said last is not believed.
         """
         for engine in self.engines.values():
-            if is_informed and engine.state is ProcessState.ready and engine.is_reachable:
+            is_well = engine.state is ProcessState.ready and engine.is_reachable
+            if is_informed and is_well and engine.asked_s is None:
                 engine.trusted_s = now_s
+            if engine.is_unanswering(now_s, suspect_s):
+                self._set_connected(engine, False)
             if engine.is_overdue(now_s, suspect_s):
-                reason = engine.reason or "not connected to this front end"
-                if not engine.reason and engine.is_reachable:
+                if engine.reason:
+                    reason = engine.reason
+                elif not engine.is_reachable:
+                    reason = "not connected to this front end"
+                elif is_informed:
+                    reason = "does not answer this front end"
+                else:
                     reason = "silent, and so is the coordinator"
                 self.fail(engine, f"{reason}; given up after health.suspect_s ({suspect_s:g} s)")
 

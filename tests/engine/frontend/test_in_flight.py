@@ -129,7 +129,7 @@ async def test_a_request_is_removed_once(table: Table):
     assert table.aborts(0) == []
 
 
-def test_only_ready_and_reachable_ranks_get_work(table: Table):
+def test_only_ready_and_connected_ranks_get_work(table: Table):
     assert table.work == {0: 0, 1: 0}
     table.in_flight.apply([member(0, state=SUSPECT, reason="silent"), member(1)])
     assert table.work == {1: 0}
