@@ -93,8 +93,7 @@ class CoordinatorLink:
         self._is_closed = False
         self._publish_endpoint = ""
         self._newest_coordinator = 0
-        self._progress = 0
-        self._num_requests = 0
+        self._reported = 0, 0, 0.0
         self._load: Latest[RankLoad] = Latest(pace.interval_s)
         self._metrics: Latest[list[MetricValue]] = Latest(pace.metrics_interval_s)
         self._calls: dict[int, Future[PlanAnswer]] = {}
@@ -119,10 +118,9 @@ class CoordinatorLink:
         self._hello = hello
         self.send(hello)
 
-    def report(self, progress: int, num_requests: int) -> None:
-        """Progress and work that the next heartbeats tell."""
-        self._progress = progress
-        self._num_requests = num_requests
+    def report(self, progress: int, num_requests: int, patience_s: float = 0.0) -> None:
+        """Progress and work that the next heartbeats tell, and how long the next may take."""
+        self._reported = progress, num_requests, patience_s
 
     def report_load(self, load: RankLoad) -> None:
         """The rank's load, sent soon; a newer one replaces it, an equal one is only confirmed."""
@@ -215,9 +213,9 @@ class CoordinatorLink:
     def _heartbeat(self, now: float) -> Heartbeat:
         match self._hello:
             case Register(name=name, incarnation=incarnation):
-                return Heartbeat(
-                    name, incarnation, self._progress, self._num_requests, self._load.age_s(now)
-                )
+                progress, num_requests, patience_s = self._reported
+                load_age_s = self._load.age_s(now)
+                return Heartbeat(name, incarnation, progress, num_requests, load_age_s, patience_s)
             case ApplyPlan():
                 return Heartbeat(LAUNCHER, 0)
             case _ as never:

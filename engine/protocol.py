@@ -166,6 +166,8 @@ class Heartbeat(Message, frozen=True):
     """Requests waiting or running: work."""
     load_age_s: float | None = None
     """How long ago the load that was reported last was found unchanged; None: there is none."""
+    patience_s: float = 0.0
+    """How long it may make no progress, if that is more than `health.silence_s`."""
 
 
 class RankLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -29,6 +29,7 @@ class _Process:
     heard: float
     progressed: float
     progress: int = 0
+    patience_s: float = 0.0
     num_requests: int = 0
     reason: str = ""
     remark: str = ""
@@ -47,7 +48,7 @@ class Registry:
 
     Args:
         silence_s: A process is suspect after so long without a heartbeat, or without progress of
-            its main loop.
+            its main loop if it has not told that this may take longer.
         heartbeat_s: Between two heartbeats of a process.
         interval_s: Between two calls of `tick` in a coordinator that is not late.
         incarnation: Of the coordinator.
@@ -127,7 +128,7 @@ class Registry:
         if process is None:
             return
         process.heard = now
-        process.num_requests = beat.num_requests
+        process.num_requests, process.patience_s = beat.num_requests, beat.patience_s
         if beat.progress != process.progress:
             process.progress, process.progressed = beat.progress, now
         if process.state is ProcessState.suspect and not self._complaint(process, now):
@@ -248,7 +249,8 @@ class Registry:
     def _complaint(self, process: _Process, now: float) -> str:
         silent_s = now - process.heard
         must_step = process.hello.role is not Role.coordinator
-        is_stuck = must_step and now - process.progressed > self.silence_s
+        patience_s = max(self.silence_s, process.patience_s)
+        is_stuck = must_step and now - process.progressed > patience_s
         # One that is stopped makes no progress either, and did so last before its last heartbeat.
         if silent_s > self.silence_s or (is_stuck and silent_s > self.silence_s / 2):
             return f"silent for {silent_s:.1f} s"

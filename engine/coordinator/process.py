@@ -1,11 +1,9 @@
 """The coordinator as a process: sockets and clock around registry and boards."""
 
-import fcntl
 import logging
 import math
 import os
 import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +15,7 @@ import zmq
 
 from engine import __version__, transport
 from engine.config import ProcessSpec, Role, Settings
+from engine.coordinator.abandoned import remove_if_abandoned
 from engine.coordinator.membership import Registry
 from engine.coordinator.reports import LoadBoard, MetricsBoard
 from engine.errors import ProtocolError
@@ -89,26 +88,6 @@ def run(
     # Its end, not a failure: after one the launcher lives, and would be waited for in vain.
     if run_directory is not None:
         remove_if_abandoned(Path(run_directory), waits=not lifeline.was_told)
-
-
-def remove_if_abandoned(run_directory: Path, waits: bool) -> None:
-    """Removes a run directory whose lock nobody holds, as a launcher that lives does.
-
-    Args:
-        waits: Until nobody holds the lock: of a launcher that dies, pipes may close before it.
-    """
-    try:
-        lock = os.open(run_directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(run_directory / "lock")):  # no newer launcher's
-            shutil.rmtree(run_directory, ignore_errors=True)
-    except (BlockingIOError, FileNotFoundError):
-        return
-    finally:
-        os.close(lock)
 
 
 class Coordinator:

@@ -178,7 +178,7 @@ def test_the_requests_of_a_rank_that_stays_stopped_fail_and_are_aborted_when_it_
 
 
 def test_a_rank_whose_step_hangs_is_suspect_until_it_moves_and_finishes_its_request(runtime):
-    hanging = ("model=dummy", "model.step_s=3", "health.silence_s=0.6")
+    hanging = ("model=dummy", "model.step_s=6", "health.silence_s=0.6")
     with serving(*hanging, runtime_directory=runtime) as (launcher, client):
         url = str(client.base_url)
         with loaded(url, num_clients=1, num_tokens=1) as load:

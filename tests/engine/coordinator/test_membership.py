@@ -100,6 +100,23 @@ def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
     assert state(registry) is ProcessState.ready
 
 
+def test_a_rank_may_take_as_long_for_progress_as_it_says_and_never_be_silent(registry):
+    ready(registry)
+    for now in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.4):
+        registry.heartbeat(Heartbeat("engine-0", 1, 7, 3, patience_s=3.0), now)
+        registry.tick(now)
+        assert state(registry) is ProcessState.ready
+    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3, patience_s=3.0), 3.6)
+    registry.tick(3.6)
+    assert state(registry) is ProcessState.suspect
+    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3, patience_s=6.2), 3.7)
+    assert state(registry) is ProcessState.ready
+    for now in (4.0, 4.4, 4.8):
+        registry.tick(now)
+    [member] = registry.members(4.8)
+    assert member.reason == "silent for 1.1 s"
+
+
 def test_an_idle_rank_has_to_look_for_work(registry):
     ready(registry)
     for progress, now in enumerate((0.4, 0.8, 1.2, 1.6), start=1):
