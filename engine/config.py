@@ -155,8 +155,8 @@ class HealthOptions:
     """Seconds between two heartbeats of a process."""
     silence_s: float = option(1.0, gt=0, le=600)
     """A process without a heartbeat for so long is suspect, and so is a rank that has work and
-    computes not even a layer of it, or has none and does not look for any; a suspect rank gets no
-    new work until it moves again."""
+    computes not even a layer of it (one that has needed longer before: in twice that), or has none
+    and does not look for any; a suspect rank gets no new work until it moves again."""
     suspect_s: float = option(60.0, gt=0, le=86400)
     """Seconds that a rank may be suspect, out of reach or asked in vain, and silent, before the
     requests that it has fail; they are aborted when it comes back. Longer than any step takes."""
