@@ -51,6 +51,7 @@ def _busy(num_ranks: int, num_requests: int, rng: random.Random | None) -> InFli
     in_flight.apply([_member(rank) for rank in range(num_ranks)])
     for engine in in_flight.engines.values():
         in_flight.set_reachable(engine, is_reachable=True, is_full=False)
+        engine.is_connected = True
         for index in range(num_requests):
             length = rng.randrange(1, 1000) if rng else 500
             request = AddRequest(index, index, [0] * length, SamplingParams(max_tokens=100))

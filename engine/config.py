@@ -160,11 +160,11 @@ class HealthOptions:
     """Seconds between two heartbeats of a process."""
     silence_s: float = option(1.0, gt=0, le=600)
     """A process without a heartbeat for so long is suspect, and so is a rank that has work and
-    computes not even a layer of it, or has none and does not look for any; a suspect rank gets no
-    new work until it moves again."""
+    computes not even a layer of it (one that has needed longer before: in twice that), or has none
+    and does not look for any; a suspect rank gets no new work until it moves again."""
     suspect_s: float = option(60.0, gt=0, le=86400)
-    """Seconds that a rank may be suspect or out of reach, and silent, before the requests that it
-    has fail; they are aborted when it comes back."""
+    """Seconds that a rank may be suspect, out of reach or asked in vain, and silent, before the
+    requests that it has fail; they are aborted when it comes back. Longer than any step takes."""
     hang_s: float = option(10.0, ge=1, le=86400)
     """A front end that stays suspect, or a coordinator that stays silent, for so long after
     `silence_s` hangs: it is killed and started again."""
@@ -233,6 +233,11 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_local_ranks: int | None = None
     """Ranks on its node."""
     workers: tuple[WorkerSpec, ...] = ()
+
+    @property
+    def index(self) -> int:
+        """Number of a front end or a rank among those of its role: the end of its name."""
+        return int(self.name.rpartition("-")[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

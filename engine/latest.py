@@ -1,8 +1,10 @@
-"""A value of which others are told the newest, now and then: for reports to the coordinator."""
+"""A value of which others are told the newest, now and then: for reports to the coordinator.
+
+The clock is an argument, in seconds.
+"""
 
 import math
 import threading
-import time
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,10 +23,10 @@ class Latest(Generic[T]):
         self.due = math.inf
         """When to send it next."""
 
-    def put(self, value: T) -> bool:
+    def put(self, value: T, now: float) -> bool:
         """Whether the sender does not know yet that there is something to send."""
         with self._lock:
-            self._value, self._put_s = value, time.monotonic()
+            self._value, self._put_s = value, now
             if value == self._sent or self.due != math.inf:
                 return False
             self.due = self._earliest

@@ -9,6 +9,8 @@ from typing import Protocol
 _LENGTH = struct.Struct("!Q")
 FAREWELL = b"\n"
 """What a launcher that lives writes before it closes its end."""
+GRACE = 0.8
+"""Part of `health.stop_s` after which a process that is told to end ends itself."""
 
 
 class Ending(Protocol):

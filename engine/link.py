@@ -41,10 +41,12 @@ from engine.protocol import (
     Phase,
     PhaseEntered,
     PlanAnswer,
+    Published,
     RankLoad,
     Register,
     RegisterAgain,
     Registered,
+    coordinator_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -90,8 +92,8 @@ class CoordinatorLink:
         self._lock = threading.Lock()
         self._is_closed = False
         self._publish_endpoint = ""
-        self._progress = 0
-        self._num_requests = 0
+        self._newest_coordinator = 0
+        self._reported = 0, 0, 0.0
         self._load: Latest[RankLoad] = Latest(pace.interval_s)
         self._metrics: Latest[list[MetricValue]] = Latest(pace.metrics_interval_s)
         self._calls: dict[int, Future[PlanAnswer]] = {}
@@ -116,19 +118,18 @@ class CoordinatorLink:
         self._hello = hello
         self.send(hello)
 
-    def report(self, progress: int, num_requests: int) -> None:
-        """Progress and work that the next heartbeats tell."""
-        self._progress = progress
-        self._num_requests = num_requests
+    def report(self, progress: int, num_requests: int, patience_s: float = 0.0) -> None:
+        """Progress and work that the next heartbeats tell, and how long the next may take."""
+        self._reported = progress, num_requests, patience_s
 
     def report_load(self, load: RankLoad) -> None:
         """The rank's load, sent soon; a newer one replaces it, an equal one is only confirmed."""
-        if self._load.put(load):
+        if self._load.put(load, time.monotonic()):
             self._wake_up()
 
     def report_metrics(self, values: list[MetricValue]) -> None:
         """The process's metrics, sent soon; newer ones replace them."""
-        if self._metrics.put(values):
+        if self._metrics.put(values, time.monotonic()):
             self._wake_up()
 
     def get_plan(self) -> Future[PlanAnswer]:
@@ -212,9 +213,9 @@ class CoordinatorLink:
     def _heartbeat(self, now: float) -> Heartbeat:
         match self._hello:
             case Register(name=name, incarnation=incarnation):
-                return Heartbeat(
-                    name, incarnation, self._progress, self._num_requests, self._load.age_s(now)
-                )
+                progress, num_requests, patience_s = self._reported
+                load_age_s = self._load.age_s(now)
+                return Heartbeat(name, incarnation, progress, num_requests, load_age_s, patience_s)
             case ApplyPlan():
                 return Heartbeat(LAUNCHER, 0)
             case _ as never:
@@ -281,6 +282,19 @@ class CoordinatorLink:
             except ProtocolError:
                 logger.exception("what the coordinator published is ignored")
                 continue
+            if not self._is_of_replaced(message):
+                self._tell(message)
+
+    def _is_of_replaced(self, message: Published) -> bool:
+        """Whether another coordinator has spoken since the one that published this."""
+        if isinstance(message, MetricsSnapshot):
+            return False
+        coordinator = coordinator_of(message.epoch)
+        self._newest_coordinator = max(self._newest_coordinator, coordinator)
+        return coordinator < self._newest_coordinator
+
+    def _tell(self, message: Published) -> None:
+        try:
             match message:
                 case Membership():
                     self._on_membership(message)
@@ -288,6 +302,8 @@ class CoordinatorLink:
                     self._on_loads(message)
                 case MetricsSnapshot() if self._on_metrics is not None:
                     self._on_metrics(message)
+        except Exception:  # a defect of the process; without heartbeats it would be given up
+            logger.exception("%s could not be taken", type(message).__name__)
 
 
 def _send(dealer: zmq.Socket[bytes], message: Message) -> None:

@@ -173,6 +173,8 @@ class Heartbeat(Message, frozen=True):
     """Requests waiting or running: work."""
     load_age_s: float | None = None
     """How long ago the load that was reported last was found unchanged; None: there is none."""
+    patience_s: float = 0.0
+    """How long it may make no progress, if that is more than `health.silence_s`."""
 
 
 class RankLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -343,6 +345,16 @@ ENGINE_OUTPUTS = msgspec.msgpack.Decoder(EngineOutputs)
 TO_COORDINATOR = msgspec.msgpack.Decoder(ToCoordinator)
 FROM_COORDINATOR = msgspec.msgpack.Decoder(FromCoordinator)
 PUBLISHED = msgspec.msgpack.Decoder(Published)
+
+
+def first_epoch(incarnation: int) -> int:
+    """Membership epoch of a coordinator that has just started, above all of those before it."""
+    return incarnation << 32
+
+
+def coordinator_of(epoch: int) -> int:
+    """Incarnation of the coordinator that a membership epoch is from."""
+    return epoch >> 32
 
 
 def engine_identity(rank: int, incarnation: int) -> bytes:

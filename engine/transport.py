@@ -4,7 +4,11 @@ A socket never waits for ever: sends do not block (a full queue or a vanished pe
 the caller), closing drops what was not sent, and messages over `MAX_MESSAGE_BYTES` are refused by
 libzmq.
 
-Between machines (`tcp://`) everything is encrypted with CURVE, and only who has the deployment's
+Connections between machines (`tcp://`) break without a word when a firewall forgets them or a cable
+is pulled: libzmq itself asks the other end now and then, closes a connection that does not answer
+and makes a new one. What was on its way is lost, which the numbers of the messages show.
+
+Between machines everything is encrypted with CURVE, and only who has the deployment's
 keys is heard. All its processes share one pair: the public key is told to nobody else, and without
 it the first message of CURVE's handshake cannot be made (https://rfc.zeromq.org/spec/26/).
 """
@@ -23,10 +27,18 @@ MAX_MESSAGE_BYTES = 256 << 20
 """Far above the largest prompt; a guard against nonsense on a socket."""
 MAX_QUEUED_MESSAGES = 100_000
 """High-water mark of each pipe: minutes of a silent reader, a step being one message."""
-
+MAX_QUEUED_PUBLISHED = 32
+"""The same of what is published: each message replaces the one before of its topic, a lost one is
+repeated, and a thousand ranks' metrics have megabytes."""
 MAX_BACKLOG = 4096
 """Connections that may wait to be accepted: a thousand processes connect when a deployment starts.
 Source: the kernel's own limit, net.core.somaxconn."""
+PING_INTERVAL_S = 5.0
+"""Between two questions to the other end of a TCP connection. libzmq's threads answer them, however
+busy the process is."""
+PING_PATIENCE_S = 20.0
+"""A connection is closed when nothing has come for so long: more than a machine is ever held up by,
+and less than a front end waits for a rank by default (`health.suspect_s`)."""
 
 
 class Keys(NamedTuple):
@@ -55,7 +67,7 @@ def bind(
     context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str
 ) -> tuple[zmq.Socket[bytes], str]:
     """A bound socket of the kind (`zmq.ROUTER`, ...) and the endpoint that others connect to."""
-    socket = _configure(context.socket(kind), kind)
+    socket = _configure(context.socket(kind), kind, endpoint)
     socket.setsockopt(zmq.BACKLOG, MAX_BACKLOG)
     keys = _keys(context, endpoint)
     if keys is not None:
@@ -82,7 +94,7 @@ def connect(
 
 def client(context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str) -> zmq.Socket[bytes]:
     """A socket that can be connected to the endpoint, and to others of its scheme."""
-    socket = _configure(context.socket(kind), kind)
+    socket = _configure(context.socket(kind), kind, endpoint)
     keys = _keys(context, endpoint)
     if keys is not None:
         socket.setsockopt(zmq.CURVE_SERVERKEY, keys.public)
@@ -135,14 +147,21 @@ def decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes, sender: str) -> T:
         ) from problem
 
 
-def _configure(socket: zmq.Socket[bytes], kind: int) -> zmq.Socket[bytes]:
+def _configure(socket: zmq.Socket[bytes], kind: int, endpoint: str) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
-    socket.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
+    is_published = kind in (zmq.XPUB, zmq.SUB)
+    socket.hwm = MAX_QUEUED_PUBLISHED if is_published else MAX_QUEUED_MESSAGES
     if kind == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # else one that connects again is refused while its old connection is taken for alive
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     if kind == zmq.XPUB:
         socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+    if endpoint.startswith("tcp://"):
+        patience_ms = round(1000 * PING_PATIENCE_S)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, round(1000 * PING_INTERVAL_S))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, patience_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, patience_ms)  # the other end's patience with this one
     return socket

@@ -131,12 +131,7 @@ def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
     if config.tp > 1 and config.action is not Action.plan:
         message = f"tp must be 1 with action={config.action.name}, more can only be planned yet"
         yield Problem(f"{message}: {config.tp}", "tp=1")
-    silence, heartbeat = config.health.silence_s, config.health.heartbeat_s
-    if silence <= heartbeat:
-        yield Problem(
-            f"health.silence_s must be more than health.heartbeat_s ({heartbeat}): {silence}",
-            f"health.silence_s={5 * heartbeat}",
-        )
+    yield from _silence(config)
     if config.health.min_ranks > config.dp > 0:
         yield Problem(
             f"health.min_ranks must be at most dp ({config.dp}): {config.health.min_ranks}",
@@ -221,6 +216,22 @@ def _ports(config: LaunchConfig) -> Iterator[Problem]:
         free = next(port for port in (8000, first - 1, last + 1) if not first <= port <= last)
         message = f"frontend.port must not be one of ports ({config.ports})"
         yield Problem(f"{message}: {config.frontend.port}", f"frontend.port={free}")
+
+
+def _silence(config: LaunchConfig) -> Iterator[Problem]:
+    """Silence has to be told from a heartbeat that is late, and from a look that is."""
+    silence, heartbeat = config.health.silence_s, config.health.heartbeat_s
+    if silence < 2 * heartbeat:
+        yield Problem(
+            f"health.silence_s must be at least twice health.heartbeat_s ({heartbeat}): {silence}",
+            f"health.silence_s={5 * heartbeat}",
+        )
+    elif config.coordinator.interval_s > silence / 4:
+        yield Problem(
+            f"coordinator.interval_s must be at most a quarter of health.silence_s ({silence}):"
+            f" {config.coordinator.interval_s}",
+            f"health.silence_s={4 * config.coordinator.interval_s:g}",
+        )
 
 
 def _batch_and_cache(config: LaunchConfig) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from engine.protocol import (
     Phase,
     ProcessState,
     Register,
+    first_epoch,
 )
 
 
@@ -28,6 +29,7 @@ class _Process:
     heard: float
     progressed: float
     progress: int = 0
+    patience_s: float = 0.0
     num_requests: int = 0
     reason: str = ""
     remark: str = ""
@@ -40,28 +42,34 @@ class Registry:
     """Processes of one deployment. Every change of a state makes a new membership epoch.
 
     A restarted coordinator knows nobody: its registry is not settled, and worth nothing to others,
-    before the launcher has told the plan and every process that is there has registered again.
-    After `silence_s` it is settled without those that have not: they are suspect.
+    before the launcher has told the plan and every process that is there has registered again,
+    which each does when its next heartbeat is answered. It is settled without those that have not
+    when nobody has registered for two heartbeats, or `silence_s` after the plan: they are suspect.
 
     Args:
         silence_s: A process is suspect after so long without a heartbeat, or without progress of
-            its main loop.
+            its main loop if it has not told that this may take longer.
+        heartbeat_s: Between two heartbeats of a process.
+        interval_s: Between two calls of `tick` in a coordinator that is not late.
         incarnation: Of the coordinator.
     """
 
     silence_s: float
+    heartbeat_s: float
+    interval_s: float
     incarnation: int = 1
     epoch: int = 0
     state: DeploymentState = DeploymentState.serving
     is_settled: bool = False
     _planned: dict[str, ProcessSpec] = field(default_factory=dict)
     _incarnations: dict[str, int] = field(default_factory=dict)
-    _settle_at: float | None = None
+    _told_at: float | None = None
+    _registered_at: float = 0.0
     _processes: dict[str, _Process] = field(default_factory=dict)
     _looked_at: float | None = None
 
     def __post_init__(self) -> None:
-        self.epoch = self.incarnation << 32  # above all that the one before has published
+        self.epoch = first_epoch(self.incarnation)
         self.is_settled = self.incarnation == 1
 
     def apply_plan(self, told: ApplyPlan, now: float) -> None:
@@ -69,8 +77,8 @@ class Registry:
         self._planned = {process.name: process for process in told.processes}
         self._incarnations = told.incarnations
         self.state = told.state
-        if self._settle_at is None:
-            self._settle_at = now + self.silence_s
+        if self._told_at is None:
+            self._told_at = now
         self.epoch += 1
 
     def register(self, hello: Register, now: float) -> bool:
@@ -86,6 +94,7 @@ class Registry:
         self._processes[hello.name] = _Process(
             hello, state, hello.phase, now, now, now, remark=hello.remark
         )
+        self._registered_at = now
         self.epoch += 1
         return True
 
@@ -119,7 +128,7 @@ class Registry:
         if process is None:
             return
         process.heard = now
-        process.num_requests = beat.num_requests
+        process.num_requests, process.patience_s = beat.num_requests, beat.patience_s
         if beat.progress != process.progress:
             process.progress, process.progressed = beat.progress, now
         if process.state is ProcessState.suspect and not self._complaint(process, now):
@@ -131,14 +140,15 @@ class Registry:
         What the coordinator itself has slept through is not held against them: their messages are
         still on the way to it.
         """
-        slept_s = now - self._looked_at if self._looked_at is not None else 0.0
+        looked_at = self._looked_at if self._looked_at is not None else now
+        late_s = now - looked_at - self.interval_s
         self._looked_at = now
         if not self.is_settled:
             self._settle(now)
         for process in self._processes.values():
-            if slept_s > self.silence_s / 2:
-                process.heard = min(now, process.heard + slept_s)
-                process.progressed = min(now, process.progressed + slept_s)
+            if late_s > self.silence_s / 2:
+                process.heard = min(now, process.heard + late_s)
+                process.progressed = min(now, process.progressed + late_s)
             if process.state is ProcessState.ready:
                 complaint = self._complaint(process, now)
                 if complaint:
@@ -200,15 +210,17 @@ class Registry:
         return found
 
     def _settle(self, now: float) -> None:
-        if self._settle_at is None:
+        if self._told_at is None:
             return
+        quiet_at = max(self._told_at, self._registered_at) + 2 * self.heartbeat_s
+        settle_at = min(quiet_at, self._told_at + self.silence_s)
         unheard = [
             (spec, self._incarnations[spec.name])
             for spec in self._planned.values()
             if spec.name in self._incarnations
             and not self.knows(spec.name, self._incarnations[spec.name])
         ]
-        if unheard and now < self._settle_at:
+        if unheard and now < settle_at:
             return
         for spec, incarnation in unheard:
             self._processes[spec.name] = _unheard(spec, incarnation, now)
@@ -237,7 +249,8 @@ class Registry:
     def _complaint(self, process: _Process, now: float) -> str:
         silent_s = now - process.heard
         must_step = process.hello.role is not Role.coordinator
-        is_stuck = must_step and now - process.progressed > self.silence_s
+        patience_s = max(self.silence_s, process.patience_s)
+        is_stuck = must_step and now - process.progressed > patience_s
         # One that is stopped makes no progress either, and did so last before its last heartbeat.
         if silent_s > self.silence_s or (is_stuck and silent_s > self.silence_s / 2):
             return f"silent for {silent_s:.1f} s"

@@ -1,11 +1,9 @@
 """The coordinator as a process: sockets and clock around registry and boards."""
 
-import fcntl
 import logging
 import math
 import os
 import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,10 +15,11 @@ import zmq
 
 from engine import __version__, transport
 from engine.config import ProcessSpec, Role, Settings
+from engine.coordinator.abandoned import remove_if_abandoned
 from engine.coordinator.membership import Registry
 from engine.coordinator.reports import LoadBoard, MetricsBoard
 from engine.errors import ProtocolError
-from engine.lifeline import Lifeline
+from engine.lifeline import GRACE, Lifeline
 from engine.metrics import (
     COORDINATOR_MESSAGES,
     COORDINATOR_PUBLISHED,
@@ -58,8 +57,8 @@ from engine.protocol import (
 
 logger = logging.getLogger(__name__)
 
-_REPEAT_S = 0.5
-"""Seconds between two messages of a topic when nothing changes: a lost one is made good."""
+MAX_REPEAT_S = 0.5
+"""Most seconds between two messages of a topic when nothing changes."""
 _MAX_BATCH = 2000
 """Most messages that are taken before the clock is looked at."""
 
@@ -81,7 +80,7 @@ def run(
         run_directory: Removed if the launcher has vanished without doing it.
     """
     coordinator = Coordinator(process, settings, endpoint, incarnation, keys, ports)
-    lifeline.watch(coordinator.stop, settings.health.stop_s * 0.8)
+    lifeline.watch(coordinator.stop, settings.health.stop_s * GRACE)
     try:
         coordinator.main_loop()
     finally:
@@ -89,26 +88,6 @@ def run(
     # Its end, not a failure: after one the launcher lives, and would be waited for in vain.
     if run_directory is not None:
         remove_if_abandoned(Path(run_directory), waits=not lifeline.was_told)
-
-
-def remove_if_abandoned(run_directory: Path, waits: bool) -> None:
-    """Removes a run directory whose lock nobody holds, as a launcher that lives does.
-
-    Args:
-        waits: Until nobody holds the lock: of a launcher that dies, pipes may close before it.
-    """
-    try:
-        lock = os.open(run_directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(run_directory / "lock")):  # no newer launcher's
-            shutil.rmtree(run_directory, ignore_errors=True)
-    except (BlockingIOError, FileNotFoundError):
-        return
-    finally:
-        os.close(lock)
 
 
 class Coordinator:
@@ -125,12 +104,16 @@ class Coordinator:
     ) -> None:
         began = time.monotonic()
         self._itself = Heartbeat(process.name, incarnation)
-        self._registry = Registry(settings.health.silence_s, incarnation)
+        health, pace = settings.health, settings.coordinator
+        self._registry = Registry(
+            health.silence_s, health.heartbeat_s, pace.interval_s, incarnation
+        )
         self._loads, self._reported = LoadBoard(), MetricsBoard()
         self._metrics = Metrics(Role.coordinator)
         self._num_messages: Counter[str] = Counter()
-        self._interval_s = settings.coordinator.interval_s
-        self._metrics_interval_s = settings.coordinator.metrics_interval_s
+        self._interval_s, self._metrics_interval_s = pace.interval_s, pace.metrics_interval_s
+        # A lost message is made good, and nobody thinks the coordinator silent.
+        self._repeat_s = min(MAX_REPEAT_S, health.silence_s / 4)
         self._plan = msgspec.Raw(ENCODER.encode(None))
         self._context = transport.Context(keys)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -187,7 +170,7 @@ class Coordinator:
         self._publish_membership(now)
         if not self._registry.is_settled:
             return
-        if self._loads.has_changed or self._is_due(LOADS_TOPIC, now, _REPEAT_S):
+        if self._loads.has_changed or self._is_due(LOADS_TOPIC, now, self._repeat_s):
             self._publish(self._loads.snapshot(self._registry.epoch, now), LOADS_TOPIC, now)
         if self._is_due(METRICS_TOPIC, now, self._metrics_interval_s):
             self._reported.take(self._own_metrics(), now)
@@ -281,7 +264,7 @@ class Coordinator:
         is_new = registry.epoch != self._published_epoch or self._has_newcomer
         # who drains wants to see the requests in flight get fewer
         is_draining = registry.state is DeploymentState.draining
-        repeat_s = self._interval_s if is_draining else _REPEAT_S
+        repeat_s = self._interval_s if is_draining else self._repeat_s
         if not is_new and not self._is_due(MEMBERSHIP_TOPIC, now, repeat_s):
             return
         membership = registry.membership(now)
@@ -296,7 +279,7 @@ class Coordinator:
         shown = [m for m in membership.members if _concerns_engines(m)]
         identity = [(m.name, m.incarnation, m.state, m.endpoints) for m in shown]
         is_new = identity != self._published_frontends or self._has_newcomer
-        if is_new or self._is_due(FRONTENDS_TOPIC, now, _REPEAT_S):
+        if is_new or self._is_due(FRONTENDS_TOPIC, now, self._repeat_s):
             self._publish(msgspec.structs.replace(membership, members=shown), FRONTENDS_TOPIC, now)
             self._published_frontends = identity
 

@@ -15,10 +15,11 @@ from engine.checkpoints.sources import model_directory
 from engine.config import Device, Found, ModelKind, ProcessSpec, Role, Settings
 from engine.core.engine_core import EngineCore
 from engine.core.frontend_link import FrontendLink
+from engine.core.patience import Patience
 from engine.core.request import RequestRefused
 from engine.core.scheduler import Produced
 from engine.errors import ProtocolError
-from engine.lifeline import Ending
+from engine.lifeline import GRACE, Ending
 from engine.link import CoordinatorLink
 from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTUP_PHASE
 from engine.model.runner import Runner
@@ -53,7 +54,7 @@ def run(
         found: Where it runs, if somebody else has placed it; else where it was planned.
     """
     core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys)
-    lifeline.watch(core.stop, settings.health.stop_s * 0.8)
+    lifeline.watch(core.stop, settings.health.stop_s * GRACE)
     try:
         core.start_up()
         core.main_loop()
@@ -88,6 +89,7 @@ class CoreProcess:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
         self._progress = 0
+        self._patience = Patience(settings.health.suspect_s)
         self.num_requests = 0
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
@@ -127,6 +129,7 @@ class CoreProcess:
             action()
             ended_s[phase] = time.monotonic()
         self._core = EngineCore(self._settings, runner)
+        self._patience = Patience(self._settings.health.suspect_s)  # a first step is no measure
         for phase, phase_ended_s in ended_s.items():
             took_s = phase_ended_s - self._began_s
             self._core.metrics().set(STARTUP_PHASE, took_s, (phase.value,))
@@ -139,8 +142,7 @@ class CoreProcess:
         while not self._stopping:
             self._receive(0 if self.num_requests else self._idle_wait_ms)
             self.num_requests = self._core.num_requests
-            # before the step: one that hangs has to be known to be work
-            self._link.report(self._progress, self.num_requests)
+            self._tell_progress()  # before the step: one that hangs has to be known to be work
             self._report()
             if self.num_requests:
                 self._send(self._core.step())
@@ -158,7 +160,11 @@ class CoreProcess:
     def _note_progress(self) -> None:
         """Called after each layer, each step and each turn: a long step is not a stuck one."""
         self._progress += 1
-        self._link.report(self._progress, self.num_requests)
+        self._patience.note(time.monotonic())
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self._link.report(self._progress, self.num_requests, self._patience.value_s)
 
     def _report(self) -> None:
         """Hands load and metrics to the link when it is time, and whenever the work is done."""

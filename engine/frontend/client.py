@@ -80,7 +80,7 @@ class EngineClient:
         """Listens to the engines, in the running loop.
 
         Args:
-            on_reached: Called when an engine can be sent requests.
+            on_reached: Called when an engine has connected.
         """
         self._on_reached = on_reached
         self._loop = asyncio.get_running_loop()
@@ -104,8 +104,9 @@ class EngineClient:
 
     @property
     def connected_ranks(self) -> set[int]:
+        """Those that can be sent messages and have answered."""
         engines = self._in_flight.engines.values()
-        return {engine.rank for engine in engines if engine.is_reachable}
+        return {engine.rank for engine in engines if engine.is_connected}
 
     def submit(
         self,
@@ -194,8 +195,7 @@ class EngineClient:
         for engine in list(self._in_flight.engines.values()):
             self._tell_aborts(engine)
             if engine.needs_probe(now_s, self._silence_s):
-                engine.probed_s = now_s
-                self._send(engine, AbortRequests(engine.next_sequence, []))
+                self._probe(engine)
         self._next_look = self._loop.call_later(interval_s, self._look)
 
     def _receive(self) -> None:
@@ -216,12 +216,15 @@ class EngineClient:
         engine = self._in_flight.engines.get(outputs.rank)
         if engine is None:
             return
+        was_connected = engine.is_connected
         try:
             self._in_flight.receive(outputs, self._loop.time())
         except Exception:  # a defect; what waits in the queue must be read all the same
             logger.exception("outputs of rank %s could not be taken", outputs.rank)
             self._in_flight.fail(engine, "its outputs could not be taken")
         self._tell_aborts(engine)
+        if engine.is_connected and not was_connected:
+            self._on_reached()
 
     def _end(self, generation: Generation, reason: FinishReason) -> None:
         engine = self._in_flight.remove(generation, reason)
@@ -231,26 +234,29 @@ class EngineClient:
     def _tell_aborts(self, engine: Engine) -> None:
         """Tells an engine which requests to give up; if it cannot be told now, it will be later."""
         is_there = engine.is_reachable and engine.state is not ProcessState.lost
-        if engine.unsent_aborts and is_there and not engine.is_full:
-            self._send_aborts(engine)
+        if not engine.unsent_aborts or not is_there or engine.is_full:
+            return
+        aborts = engine.unsent_aborts
+        stopped = [each for each, reason in aborts.items() if reason is FinishReason.stop]
+        message = AbortRequests(engine.next_sequence, list(aborts), stopped)
+        if self._send(engine, message):
+            engine.note_aborts_sent(message.sequence)
 
     def _greet(self, engine: Engine) -> None:
-        """Tries to reach an engine until it has connected, or reads again."""
+        """Tries to reach an engine until it can be sent messages; the answer makes it connected."""
         timer = self._greetings.pop(engine, None)
         if timer is not None:
             timer.cancel()
         is_current = self._in_flight.engines.get(engine.rank) is engine
-        if is_current and engine.state is ProcessState.ready:
-            self._send_aborts(engine)
+        if is_current and engine.state is ProcessState.ready and self._probe(engine):
+            self._tell_aborts(engine)
 
-    def _send_aborts(self, engine: Engine) -> None:
-        """Sends what could not be sent before; perhaps nothing, to see whether it arrives."""
-        aborts = engine.unsent_aborts
-        stopped = [each for each, reason in aborts.items() if reason is FinishReason.stop]
-        message = AbortRequests(engine.next_sequence, list(aborts), stopped)
-        if self._send(engine, message) and aborts:
-            engine.sent_aborts[message.sequence] = aborts
-            engine.unsent_aborts = {}
+    def _probe(self, engine: Engine) -> bool:
+        """Asks an engine for what may have been lost; whether it could be sent that."""
+        is_sent = self._send(engine, AbortRequests(engine.next_sequence, []))
+        if is_sent:
+            engine.note_probe(self._loop.time())
+        return is_sent
 
     def _send(self, engine: Engine, message: AddRequest | AbortRequests) -> bool:
         try:
@@ -266,8 +272,5 @@ class EngineClient:
             return False
         engine.next_sequence += 1
         engine.sent_s = self._loop.time()
-        was_reachable = engine.is_reachable
         self._in_flight.set_reachable(engine, is_reachable=True, is_full=False)
-        if not was_reachable:
-            self._on_reached()
         return True

@@ -40,7 +40,7 @@ async def render(
         page.add_report(report)
         if number % _SLICE == 0:
             await asyncio.sleep(0)
-    for number, member in enumerate(_newest(members)):
+    for number, member in enumerate(members):
         page.add_member(member)
         if number % _SLICE == 0:
             await asyncio.sleep(0)
@@ -120,13 +120,3 @@ def _label(name: str, value: str) -> str:
 @cache
 def _bounds(metric: Metric) -> tuple[str, ...]:
     return (*(str(float(bound)) for bound in metric.bounds), "+Inf")
-
-
-def _newest(members: Iterable[Member]) -> Iterable[Member]:
-    """Of each process the incarnation started last."""
-    newest: dict[str, Member] = {}
-    for member in members:
-        known = newest.get(member.name)
-        if known is None or known.incarnation < member.incarnation:
-            newest[member.name] = member
-    return newest.values()

@@ -13,7 +13,7 @@ from engine.frontend.engine import Engine
 from engine.frontend.errors import ApiError, Draining, EngineFailed, Unavailable
 from engine.frontend.generation import Generation
 from engine.frontend.load_balancer import RankWork
-from engine.frontend.readiness import newest_engines
+from engine.frontend.readiness import engines_of
 from engine.metrics import LOST_MESSAGES, Metrics
 from engine.protocol import (
     AddRequest,
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class InFlight:
-    """All engines, of each rank the newest incarnation, and what each works on."""
+    """All engines, and what each works on."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.engines: dict[int, Engine] = {}
@@ -39,11 +39,11 @@ class InFlight:
 
     def apply(self, members: Iterable[Member]) -> None:
         """Takes over who is there. Requests at engines that are lost, gone or replaced fail."""
-        newest = newest_engines(members)
+        members_by_rank = engines_of(members)
         self._candidates = None
-        for rank in self.engines.keys() - newest.keys():
+        for rank in self.engines.keys() - members_by_rank.keys():
             self.fail(self.engines.pop(rank), "it has left the deployment")
-        for rank, member in newest.items():
+        for rank, member in members_by_rank.items():
             engine = self.engines.get(rank)
             if engine is None or engine.incarnation != member.incarnation:
                 if engine is not None:
@@ -78,6 +78,14 @@ class InFlight:
     def set_reachable(self, engine: Engine, is_reachable: bool, is_full: bool) -> None:
         if (engine.is_reachable, engine.is_full) != (is_reachable, is_full):
             engine.is_reachable, engine.is_full = is_reachable, is_full
+            self._candidates = None
+        if not is_reachable:
+            engine.asked_s = None  # what it was asked is lost; it is greeted anew
+            self._set_connected(engine, False)
+
+    def _set_connected(self, engine: Engine, is_connected: bool) -> None:
+        if engine.is_connected != is_connected:
+            engine.is_connected = is_connected
             self._candidates = None
 
     def candidates(self) -> list[RankWork]:
@@ -114,7 +122,8 @@ class InFlight:
         engine = self.engines.get(outputs.rank)
         if engine is None or engine.incarnation != outputs.incarnation:
             return  # late words of an engine that is no more
-        engine.heard_s = now_s
+        engine.heard_s, engine.asked_s = now_s, None
+        self._set_connected(engine, engine.is_reachable)
         expected, engine.expected = engine.expected, outputs.sequence + 1
         engine.acknowledge(outputs.acknowledged, outputs.lost)
         if outputs.sequence != expected:
@@ -146,17 +155,26 @@ class InFlight:
     def fail_overdue(self, now_s: float, suspect_s: float, is_informed: bool = True) -> None:
         """Fails the requests of engines that have been silent and not known to be well for so long.
 
-        To be called often: it also notes which engines are well, ready and connected.
+        One that leaves a question unanswered for so long is no longer connected. To be called
+        often: it also notes which engines are well.
 
         Args:
             is_informed: The coordinator speaks; else what it said last is not believed.
         """
         for engine in self.engines.values():
-            if is_informed and engine.state is ProcessState.ready and engine.is_reachable:
+            is_well = engine.state is ProcessState.ready and engine.is_reachable
+            if is_informed and is_well and engine.asked_s is None:
                 engine.trusted_s = now_s
+            if engine.is_unanswering(now_s, suspect_s):
+                self._set_connected(engine, False)
             if engine.is_overdue(now_s, suspect_s):
-                reason = engine.reason or "not connected to this front end"
-                if not engine.reason and engine.is_reachable:
+                if engine.reason:
+                    reason = engine.reason
+                elif not engine.is_reachable:
+                    reason = "not connected to this front end"
+                elif is_informed:
+                    reason = "does not answer this front end"
+                else:
                     reason = "silent, and so is the coordinator"
                 self.fail(engine, f"{reason}; given up after health.suspect_s ({suspect_s:g} s)")
 

@@ -18,14 +18,11 @@ from engine.errors import EngineError
 from engine.frontend.client import EngineClient
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.tokenizer import Tokenizer
-from engine.lifeline import Lifeline
+from engine.lifeline import GRACE, Lifeline
 from engine.metrics import Metrics
 from engine.protocol import Phase, Register
 
 logger = logging.getLogger(__name__)
-
-GRACE = 0.8
-"""Part of `health.stop_s` after which a process that is told to end ends itself."""
 
 
 def run(
@@ -124,8 +121,7 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
 
 def _first_rank(process: ProcessSpec, settings: Settings) -> int:
     """Where the front end begins to take turns: as far from the others as can be."""
-    index = int(process.name.rpartition("-")[2])
-    return index * settings.dp // settings.frontend.count % settings.dp
+    return process.index * settings.dp // settings.frontend.count % settings.dp
 
 
 def _load_tokenizer(model: ModelOptions) -> Tokenizer:

@@ -49,7 +49,7 @@ def readiness(
         was_ready: It has said so before: from then on nobody who is missing is waited for.
         min_ranks: Needed in any case.
     """
-    engines = newest_engines(membership.members if membership else ())
+    engines = engines_of(membership.members if membership else ())
     absent = [_absentee(rank, engines.get(rank), connected_ranks) for rank in range(dp)]
     ready_ranks = [rank for rank in range(dp) if absent[rank] is None]
     suspect = _in_state(absent, ProcessState.suspect)
@@ -72,22 +72,19 @@ def reaches_all_ready(membership: Membership | None, connected_ranks: Collection
     """Whether every rank that the coordinator calls ready can be sent requests."""
     if membership is None:
         return False
-    engines = newest_engines(membership.members).items()
+    engines = engines_of(membership.members).items()
     return {rank for rank, engine in engines if engine.state is ProcessState.ready} <= set(
         connected_ranks
     )
 
 
-def newest_engines(members: Iterable[Member]) -> dict[int, Member]:
-    """The engine core of each rank, where several are known the one started last."""
-    newest: dict[int, Member] = {}
-    for member in members:
-        if member.role is not Role.engine or member.rank is None:
-            continue
-        known = newest.get(member.rank)
-        if known is None or known.incarnation < member.incarnation:
-            newest[member.rank] = member
-    return newest
+def engines_of(members: Iterable[Member]) -> dict[int, Member]:
+    """The engine core of each rank; of every process the coordinator tells one incarnation."""
+    return {
+        member.rank: member
+        for member in members
+        if member.role is Role.engine and member.rank is not None
+    }
 
 
 def _absentee(rank: int, member: Member | None, connected: Collection[int]) -> Absentee | None:

@@ -177,7 +177,7 @@ class MpExecutor:
         numbers = self._ports.numbers
         if spec.role is Role.coordinator:
             return tuple(numbers[1:OF_COORDINATOR])
-        first = OF_COORDINATOR + OF_FRONTEND * int(spec.name.rpartition("-")[2])
+        first = OF_COORDINATOR + OF_FRONTEND * spec.index
         return tuple(numbers[first : first + OF_FRONTEND])
 
     def _listening(self, spec: ProcessSpec) -> list[socket.socket]:
@@ -187,7 +187,6 @@ class MpExecutor:
         """
         if spec.role is not Role.frontend:
             return []
-        index = int(spec.name.rpartition("-")[2])
         if spec.name not in self._private_sockets:
             private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._private_sockets[spec.name] = private
@@ -196,7 +195,7 @@ class MpExecutor:
             path.chmod(0o600)
             private.listen()
             self.private_addresses.append(str(path))
-        return [self._sockets[index], self._private_sockets[spec.name]]
+        return [self._sockets[spec.index], self._private_sockets[spec.name]]
 
     async def _keep_logs_short(self) -> None:
         """Keeps logs from filling the run directory, which may be memory."""

@@ -9,14 +9,20 @@ from typing import TypeVar
 
 import msgspec
 import pytest
+import zmq
 
+from engine import transport
 from engine.config import CoordinatorOptions, HealthOptions, ProcessSpec, Role
 from engine.coordinator.process import Coordinator
 from engine.link import CoordinatorLink
 from engine.metrics import MetricValue
 from engine.protocol import (
     ENCODER,
+    LOADS_TOPIC,
+    MEMBERSHIP_TOPIC,
+    METRICS_TOPIC,
     ApplyPlan,
+    DeploymentState,
     LoadReport,
     Loads,
     Member,
@@ -28,6 +34,8 @@ from engine.protocol import (
     Published,
     RankLoad,
     Register,
+    Registered,
+    first_epoch,
 )
 from tests.engine.settings import dummy_settings
 
@@ -320,6 +328,57 @@ def test_a_restarted_coordinator_says_nothing_before_it_knows_the_plan(endpoint:
     finally:
         linked.link.close()
         second.close()
+
+
+def test_a_process_that_cannot_take_a_message_still_sends_heartbeats(
+    endpoint: str, coordinating: Coordinating, caplog: pytest.LogCaptureFixture
+):
+    has_failed = threading.Event()
+
+    def fail(_: Membership) -> None:
+        has_failed.set()
+        raise RuntimeError("a defect")
+
+    link = CoordinatorLink(endpoint, HELLO, HEARTBEAT_S, fail, pace=PACE)
+    observer = Linked(endpoint, msgspec.structs.replace(HELLO, name="frontend-1"))
+    link.start()
+    try:
+        assert has_failed.wait(DEADLINE_S)
+        link.report(progress=1, num_requests=7)
+        observer.wait(lambda member: member.num_requests == 7)
+    finally:
+        link.close()
+        observer.link.close()
+    assert "Membership could not be taken" in caplog.text
+
+
+def test_what_a_coordinator_has_said_that_was_replaced_is_ignored(endpoint: str):
+    with zmq.Context() as context:
+        inbox, _ = transport.bind(context, zmq.ROUTER, endpoint)
+        beside = transport.sibling_endpoint(endpoint, "membership")
+        publisher, publish_endpoint = transport.bind(context, zmq.XPUB, beside)
+        with inbox, publisher:
+            linked = Linked(endpoint)
+            try:
+                assert inbox.poll(round(1000 * DEADLINE_S))
+                transport.send(inbox, Registered(publish_endpoint), inbox.recv_multipart()[0])
+                for _ in (MEMBERSHIP_TOPIC, LOADS_TOPIC, METRICS_TOPIC):
+                    assert publisher.poll(round(1000 * DEADLINE_S))
+                    publisher.recv()
+                new, old = first_epoch(2), first_epoch(1)
+                first = Membership(new, DeploymentState.serving, [], [], [])
+                transport.send(publisher, first, MEMBERSHIP_TOPIC)
+                linked.wait_for(lambda message: message == first or None)
+                transport.send(publisher, Loads(old + 9, []), LOADS_TOPIC)
+                last = msgspec.structs.replace(first, epoch=new + 1)
+                transport.send(publisher, last, MEMBERSHIP_TOPIC)
+                linked.wait_for(lambda message: message == last or None)
+                current = Loads(new, [])
+                transport.send(publisher, current, LOADS_TOPIC)
+                linked.wait_for(lambda message: message == current or None)
+                assert [each for each in linked.told if isinstance(each, Loads)] == [current]
+            finally:
+                linked.link.close()
 
 
 def load(num_running: int, incarnation: int = 1) -> RankLoad:

@@ -242,8 +242,18 @@ REFUSED = [
     (["restart.limit=-1"], "restart.limit must be at least 0: -1", "restart.limit=3"),
     (
         ["health.silence_s=0.1"],
-        "health.silence_s must be more than health.heartbeat_s (0.2): 0.1",
+        "health.silence_s must be at least twice health.heartbeat_s (0.2): 0.1",
         "health.silence_s=1.0",
+    ),
+    (
+        ["coordinator.interval_s=0.3"],
+        "coordinator.interval_s must be at most a quarter of health.silence_s (1.0): 0.3",
+        "health.silence_s=1.2",
+    ),
+    (
+        ["coordinator.interval_s=0.2", "health.silence_s=0.5"],
+        "coordinator.interval_s must be at most a quarter of health.silence_s (0.5): 0.2",
+        "health.silence_s=0.8",
     ),
     (["frontend.host="], "frontend.host must be an address: (empty)", "frontend.host=127.0.0.1"),
 ]

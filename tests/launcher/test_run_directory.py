@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.config import ProcessSpec, Role
-from engine.coordinator.process import Coordinator, remove_if_abandoned, run
+from engine.coordinator.abandoned import remove_if_abandoned
+from engine.coordinator.process import Coordinator, run
 from engine.lifeline import Lifeline
 from launcher.errors import Refused
 from launcher.run_directory import Holder, RunDirectory, running_names
@@ -117,7 +118,7 @@ def test_a_place_of_somebody_else_is_refused(runtime: Path):
 def test_the_coordinator_leaves_a_directory_alone_whose_launcher_lives(directory: RunDirectory):
     directory.acquire()
     code = (
-        "import sys, pathlib; from engine.coordinator.process import remove_if_abandoned; "
+        "import sys, pathlib; from engine.coordinator.abandoned import remove_if_abandoned; "
         "remove_if_abandoned(pathlib.Path(sys.argv[1]), waits=False)"
     )
     subprocess.run([sys.executable, "-c", code, directory.path], check=True, timeout=30)

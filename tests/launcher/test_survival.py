@@ -178,7 +178,7 @@ def test_the_requests_of_a_rank_that_stays_stopped_fail_and_are_aborted_when_it_
 
 
 def test_a_rank_whose_step_hangs_is_suspect_until_it_moves_and_finishes_its_request(runtime):
-    hanging = ("model=dummy", "model.step_s=3", "health.silence_s=0.6")
+    hanging = ("model=dummy", "model.step_s=6", "health.silence_s=0.6")
     with serving(*hanging, runtime_directory=runtime) as (launcher, client):
         url = str(client.base_url)
         with loaded(url, num_clients=1, num_tokens=1) as load:
@@ -202,6 +202,7 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
             launcher.children()["coordinator"].kill()
             launcher.wait_for(r"coordinator +ended: killed by SIGKILL; starting it again \(1 of 3")
             launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
+            wait_until_both_are_told(launcher)
             everybody = {"coordinator", "frontend-0", "frontend-1", "engine-0", "engine-1"}
             until(lambda: set(states(url)) == everybody)
             load.wait_for_more(20)
@@ -211,6 +212,40 @@ def test_a_coordinator_that_dies_under_load_goes_unnoticed(runtime):
         assert states(url)["coordinator"][0] == 2
         assert ask(url, "/plan")["drift"] == []
     assert load.failed == []
+
+
+def wait_until_both_are_told(launcher: Launcher) -> None:
+    """Until both front ends go by what the second coordinator says."""
+
+    def are_told() -> bool:
+        names = ("frontend-0", "frontend-1")
+        return all(num_starts(launcher, name, "coordinator") == 2 for name in names)
+
+    until(are_told, within_s=10)
+
+
+def num_starts(launcher: Launcher, frontend: str, name: str) -> int:
+    """How many times a process has been started, as that front end was last told."""
+    private = httpx.HTTPTransport(uds=str(launcher.directory / f"{frontend}.http"))
+    with httpx.Client(transport=private, base_url="http://frontend", timeout=DEADLINE_S) as client:
+        page = client.get("/metrics").text
+    found = re.search(rf'^flotilla:process_starts_total{{.*process="{name}".*}} (\d+)', page, re.M)
+    return int(found[1]) if found else 0
+
+
+def test_a_restarted_coordinator_does_not_wait_for_a_rank_that_is_stopped(runtime):
+    with serving(*DUMMY, "frontend.count=2", runtime_directory=runtime) as (launcher, client):
+        rank = launcher.children()["engine-1"]
+        rank.suspend()
+        launcher.wait_for("engine-1 +suspect: silent for ")
+        launcher.children()["coordinator"].kill()
+        launcher.wait_for(r"coordinator +ready \(start 2\)", within_s=10)
+        wait_until_both_are_told(launcher)
+        ready = ask(str(client.base_url), "/ready")
+        assert ready["ready_ranks"] == [0]
+        assert [each["name"] for each in ready["suspect"]] == ["engine-1"]
+        rank.resume()
+        until(lambda: ask(str(client.base_url), "/ready")["ready_ranks"] == [0, 1])
 
 
 def test_a_front_end_that_dies_is_started_again_on_the_same_port(runtime):

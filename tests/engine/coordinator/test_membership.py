@@ -21,9 +21,13 @@ def hello(name="engine-0", incarnation=1, rank=0, role=Role.engine, devices=()) 
     return Register(name, incarnation, role, rank, "head", 4711, list(devices), {}, {})
 
 
+def registry_of(incarnation: int = 1) -> Registry:
+    return Registry(silence_s=1.0, heartbeat_s=0.2, interval_s=0.05, incarnation=incarnation)
+
+
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(silence_s=1.0)
+    return registry_of()
 
 
 def ready(registry: Registry, **of) -> None:
@@ -94,6 +98,23 @@ def test_a_rank_with_work_and_no_progress_is_suspect_until_it_moves(registry):
     )
     registry.heartbeat(Heartbeat("engine-0", 1, 8, 3), 1.8)
     assert state(registry) is ProcessState.ready
+
+
+def test_a_rank_may_take_as_long_for_progress_as_it_says_and_never_be_silent(registry):
+    ready(registry)
+    for now in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.4):
+        registry.heartbeat(Heartbeat("engine-0", 1, 7, 3, patience_s=3.0), now)
+        registry.tick(now)
+        assert state(registry) is ProcessState.ready
+    registry.heartbeat(Heartbeat("engine-0", 1, 7, 3, patience_s=3.0), 3.6)
+    registry.tick(3.6)
+    assert state(registry) is ProcessState.suspect
+    registry.heartbeat(Heartbeat("engine-0", 1, 8, 3, patience_s=6.2), 3.7)
+    assert state(registry) is ProcessState.ready
+    for now in (4.0, 4.4, 4.8):
+        registry.tick(now)
+    [member] = registry.members(4.8)
+    assert member.reason == "silent for 1.1 s"
 
 
 def test_an_idle_rank_has_to_look_for_work(registry):
@@ -219,13 +240,35 @@ def test_what_the_coordinator_slept_through_is_not_held_against_others(registry)
     assert state(registry) is ProcessState.suspect
 
 
+@pytest.mark.parametrize("turn_s", [0.3, 0.54, 0.6, 0.9])
+def test_a_coordinator_that_is_always_slow_finds_who_is_silent_all_the_same(registry, turn_s):
+    ready(registry, name="engine-0")
+    ready(registry, name="engine-1", rank=1)
+    for turn in range(1, 50):
+        registry.heartbeat(Heartbeat("engine-1", 1, turn), turn * turn_s)
+        registry.tick(turn * turn_s)
+    assert state(registry, "engine-0") is ProcessState.suspect
+    assert state(registry, "engine-1") is ProcessState.ready
+
+
+@pytest.mark.parametrize("interval_s", [0.25, 0.51, 2.0])
+def test_looks_that_are_far_apart_as_configured_are_not_sleep(interval_s):
+    registry = Registry(silence_s=1.0, heartbeat_s=0.2, interval_s=interval_s)
+    ready(registry)
+    now = 0.0
+    while now <= 1.0:
+        now += interval_s
+        registry.tick(now)
+    assert state(registry) is ProcessState.suspect
+
+
 PLANNED = (planned(), planned("engine-1", 1))
 INCARNATIONS = {"engine-0": 1, "engine-1": 3}
 
 
 @pytest.fixture
 def restarted() -> Registry:
-    return Registry(silence_s=1.0, incarnation=2)
+    return registry_of(incarnation=2)
 
 
 def test_a_restarted_coordinator_asks_everybody_and_has_a_higher_epoch(registry, restarted):
@@ -250,12 +293,36 @@ def test_a_restarted_coordinator_settles_when_all_have_registered_as_they_were(r
     assert restarted.membership(0.3).missing == []
 
 
+def test_a_restarted_coordinator_waits_two_heartbeats_for_those_that_do_not_register(restarted):
+    restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
+    restarted.register(msgspec.structs.replace(hello(), phase=Phase.ready), 0.1)
+    restarted.tick(0.45)
+    assert not restarted.is_settled
+    restarted.tick(0.55)
+    assert restarted.is_settled
+    assert state(restarted, "engine-1") is ProcessState.suspect
+
+
+def test_a_restarted_coordinator_waits_longer_while_others_register_but_not_for_ever(restarted):
+    names = [f"engine-{rank}" for rank in range(10)]
+    plan = told(
+        *(planned(name, rank) for rank, name in enumerate(names)),
+        incarnations=dict.fromkeys(names, 1),
+    )
+    restarted.apply_plan(plan, 0.0)
+    for rank, now in enumerate((0.3, 0.6, 0.9)):
+        restarted.register(hello(names[rank], rank=rank), now)
+        restarted.tick(now + 0.05)
+        assert not restarted.is_settled
+    restarted.tick(1.05)
+    assert restarted.is_settled
+
+
 def test_a_restarted_coordinator_suspects_who_does_not_register_until_it_does(restarted):
     restarted.apply_plan(told(*PLANNED, incarnations=INCARNATIONS), 0.0)
     restarted.register(msgspec.structs.replace(hello(), phase=Phase.ready), 0.1)
     for now in (0.4, 0.8, 1.1):
         restarted.tick(now)
-    assert restarted.is_settled
     silent = next(m for m in restarted.members(1.1) if m.name == "engine-1")
     assert (silent.state, silent.incarnation, silent.rank) == (ProcessState.suspect, 3, 1)
     assert restarted.drift() == []

@@ -67,6 +67,8 @@ class FrontEnd:
         self.is_connected = False
         self.changed = threading.Condition()
         self.membership: Membership | None = None
+        self.reasons: list[str] = []
+        """Of states that the engine has been in."""
         self.counted: set[tuple[str, tuple[str, ...], float]] = set()
         self.link = CoordinatorLink(endpoint, hello, 0.05, self._take, on_metrics=self._count)
         self.link.start()
@@ -75,6 +77,7 @@ class FrontEnd:
     def _take(self, membership: Membership) -> None:
         with self.changed:
             self.membership = membership
+            self.reasons += [each.reason for each in membership.members if each.rank == 0]
             self.changed.notify_all()
 
     def _count(self, snapshot: MetricsSnapshot) -> None:
@@ -160,13 +163,14 @@ class Running:
 
 
 @contextmanager
-def started(core: type[CoreProcess] = CoreProcess) -> Iterator[Running]:
+def started(core: type[CoreProcess] = CoreProcess, step_s: float = 0.0) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="fl") as directory:
         settings = dummy_settings(
             max_model_len=MAX_LEN,
             cache={"num_blocks": MAX_LEN // 16 + 1},
             coordinator=CoordinatorOptions(metrics_interval_s=0.05),
         )
+        settings.model.step_s = step_s
         made = Running(settings, f"ipc://{directory}/coordinator", core)
         try:
             yield made
@@ -249,6 +253,19 @@ def test_a_message_that_makes_no_sense_is_ignored(running: Running):
     running.frontend.requests.send_multipart([engine_identity(0, 1), b"nonsense"])
     running.frontend.send(add(1, 1))
     assert running.frontend.receive().outputs[0].request_id == 1
+
+
+def test_a_rank_whose_steps_are_long_is_suspect_in_the_first_one_alone():
+    with started(step_s=1.6) as running:
+        running.may_turn.set()
+        running.frontend.send(add(0, 4))
+        running.frontend.wait_for_engine(lambda engine: engine.state is ProcessState.suspect)
+        running.frontend.receive()
+        running.frontend.wait_for_engine(lambda engine: engine.state is ProcessState.ready)
+        running.frontend.reasons.clear()
+        for _ in range(3):
+            running.frontend.receive()
+        assert not [each for each in running.frontend.reasons if "no progress" in each]
 
 
 def test_an_incarnation_that_is_given_up_ends(running: Running):

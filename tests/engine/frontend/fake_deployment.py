@@ -75,6 +75,8 @@ class FakeDeployment:
     Attributes:
         answer: What engines say to each request, a token per step; None: only `output` answers.
         is_silent: The coordinator does not answer GetPlan.
+        repeat_ms: The coordinator publishes the membership anew when nothing happens for so long;
+            None: it does not.
     """
 
     def __init__(self, directory: Path, dp: int = 1) -> None:
@@ -84,6 +86,7 @@ class FakeDeployment:
         self.frontend_state = ProcessState.starting
         self.answer: bytes | None = b"Hello world"
         self.is_silent = False
+        self.repeat_ms: int | None = None
         self.plan: Any = {"name": "test"}
         self._seen = Seen()
         self._epoch = 0
@@ -204,7 +207,9 @@ class FakeDeployment:
         engines = [engine for engine in self.engines.values() if engine.requests is not None]
         for source in (self._wake, self._inbox, self._members, *(e.requests for e in engines)):
             poller.register(source, zmq.POLLIN)
-        ready = dict(poller.poll())
+        ready = dict(poller.poll(self.repeat_ms))
+        if not ready:
+            self._publish()
         if self._wake in ready:
             os.eventfd_read(self._wake)
             while not self._calls.empty():

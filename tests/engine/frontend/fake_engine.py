@@ -34,6 +34,8 @@ class FakeEngine:
     reason: str = ""
     is_connecting: bool = True
     """Connects to front ends when it learns of them."""
+    is_heard: bool = True
+    """What it sends arrives."""
     num_sent: int = 0
     last_received: int = -1
     is_deaf_to: Callable[[AddRequest | AbortRequests], bool] | None = None
@@ -104,4 +106,5 @@ class FakeEngine:
 
     def send_message(self, message: EngineOutputs) -> None:
         assert self.outputs is not None
-        transport.send(self.outputs, message)
+        if self.is_heard:
+            transport.send(self.outputs, message)

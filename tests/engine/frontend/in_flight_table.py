@@ -67,7 +67,7 @@ def outputs(
 
 
 class Table:
-    """Ranks 0 and 1, both reachable, with helpers to tell a story."""
+    """Ranks 0 and 1, both connected, with helpers to tell a story."""
 
     def __init__(self) -> None:
         self.metrics = Metrics(Role.frontend)
@@ -75,6 +75,7 @@ class Table:
         self.in_flight.apply([member(0), member(1)])
         for engine in self.in_flight.engines.values():
             self.in_flight.set_reachable(engine, is_reachable=True, is_full=False)
+            engine.is_connected = True
         self.closed: list[tuple[Generation, FinishReason]] = []
 
     def add(
@@ -97,10 +98,10 @@ class Table:
     def aborts(self, rank: int) -> list[int]:
         """Requests that the rank shall be told to give up; it is told, with its next message."""
         engine = self.in_flight.engines[rank]
-        aborts, engine.unsent_aborts = engine.unsent_aborts, {}
-        engine.sent_aborts[engine.next_sequence] = aborts
+        aborts = list(engine.unsent_aborts)
+        engine.note_aborts_sent(engine.next_sequence)
         engine.next_sequence += 1
-        return list(aborts)
+        return aborts
 
     @property
     def work(self) -> dict[int, int]:

@@ -81,7 +81,6 @@ def test_a_histogram_is_cumulative():
 
 def test_states_and_starts_come_from_membership():
     members = (
-        member(0, ProcessState.lost),
         member(0, ProcessState.ready, incarnation=2),
         member(1, ProcessState.suspect),
     )

@@ -54,7 +54,6 @@ async def test_a_lost_rank_fails_its_requests_only(table: Table):
     [
         ([member(1)], "it has left the deployment"),
         ([member(0, incarnation=1), member(1)], "it was started anew"),
-        ([member(0, state=LOST), member(0, incarnation=1), member(1)], "it was started anew"),
     ],
 )
 async def test_requests_of_a_rank_that_is_gone_or_replaced_fail(table: Table, members, reason):
@@ -130,7 +129,7 @@ async def test_a_request_is_removed_once(table: Table):
     assert table.aborts(0) == []
 
 
-def test_only_ready_and_reachable_ranks_get_work(table: Table):
+def test_only_ready_and_connected_ranks_get_work(table: Table):
     assert table.work == {0: 0, 1: 0}
     table.in_flight.apply([member(0, state=SUSPECT, reason="silent"), member(1)])
     assert table.work == {1: 0}

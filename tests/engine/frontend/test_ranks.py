@@ -185,6 +185,38 @@ def test_a_rank_that_stays_suspect_fails_its_requests(start: Start, body):
     assert front_end.http.post(CHAT, json=BODY).status_code == 200
 
 
+def test_a_rank_that_is_never_heard_is_not_connected(start: Start):
+    def mute(deployment: FakeDeployment) -> None:
+        deployment.engines[1].is_heard = False
+
+    front_end = start(dp=2, prepare=mute, silence_s=0.1)
+    front_end.wait_for_readiness(lambda body: body["ready_ranks"] == [0])
+    (missing,) = front_end.http.get("/ready").json()["missing"]
+    assert (missing["name"], missing["state"]) == ("engine-1", "unconnected")
+    for _ in range(3):
+        assert front_end.http.post(CHAT, json=BODY).status_code == 200
+    assert {rank for rank, _ in front_end.deployment.wait(lambda seen: seen.added)} == {0}
+    front_end.deployment.engines[1].is_heard = True  # it is asked again and again
+    front_end.wait_until_ready()
+
+
+def test_a_rank_that_is_no_longer_heard_fails_its_requests_and_gets_no_others(start: Start):
+    def repeat(deployment: FakeDeployment) -> None:
+        deployment.repeat_ms = 20
+
+    front_end = start(prepare=repeat, silence_s=0.5, suspect_s=0.5)
+    front_end.wait_until_ready()
+    front_end.deployment.engines[0].is_heard = False
+    error = error_of(front_end.http.post(CHAT, json=BODY))
+    assert error["message"] == (
+        "Rank 0 failed: does not answer this front end; given up after health.suspect_s (0.5 s)"
+    )
+    assert error_of(front_end.http.post(CHAT, json=BODY))["code"] == "no_rank_ready"
+    front_end.deployment.engines[0].is_heard = True
+    front_end.wait_for_readiness(lambda body: body["ready"])
+    assert front_end.http.post(CHAT, json=BODY).status_code == 200
+
+
 def test_outputs_that_cannot_be_taken_hide_no_others(
     front_end: RunningFrontEnd, post: Post, monkeypatch: pytest.MonkeyPatch
 ):

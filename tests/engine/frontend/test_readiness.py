@@ -1,5 +1,5 @@
 from engine.config import Role
-from engine.frontend.readiness import Absentee, newest_engines, readiness
+from engine.frontend.readiness import Absentee, readiness
 from engine.protocol import DeploymentState, Member, Membership, Phase, ProcessState
 
 READY = ProcessState.ready
@@ -112,8 +112,3 @@ def test_a_draining_deployment_is_not_ready():
     now = readiness(drains, 1, {0}, was_ready=True, min_ranks=1)
     assert not now.ready
     assert now.reason == "draining: no new requests are taken"
-
-
-def test_the_newest_incarnation_of_a_rank_counts():
-    old, new = member(0, ProcessState.lost), member(0, incarnation=1)
-    assert newest_engines([old, new]) == newest_engines([new, old]) == {0: new}

@@ -23,6 +23,7 @@ from engine.protocol import (
     TO_ENGINE,
     AbortRequests,
     AddRequest,
+    EngineOutputs,
     FinishReason,
     ProcessState,
     RankLoad,
@@ -169,22 +170,22 @@ def test_more_requests_than_allowed_are_refused_at_once(start: Start):
 
 
 @pytest.fixture
-def sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]", "zmq.Socket[bytes]"]]:
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list["zmq.Socket[bytes]"]]:
     """A front end's two sockets and an engine's, with queues of a few messages."""
     monkeypatch.setattr(transport, "MAX_QUEUED_MESSAGES", 2)
     with zmq.Context() as context, contextlib.ExitStack() as stack:
         requests, endpoint = transport.bind(context, zmq.ROUTER, f"ipc://{tmp_path}/requests")
-        outputs, _ = transport.bind(context, zmq.PULL, f"ipc://{tmp_path}/outputs")
+        outputs, outputs_endpoint = transport.bind(context, zmq.PULL, f"ipc://{tmp_path}/outputs")
         engine = transport.connect(context, zmq.DEALER, endpoint, engine_identity(0, 0))
-        for each in (requests, outputs, engine):
+        engine_outputs = transport.connect(context, zmq.PUSH, outputs_endpoint)
+        made = [requests, outputs, engine, engine_outputs]
+        for each in made:
             stack.callback(each.close)
-        yield requests, outputs, engine
+        yield made
 
 
 async def test_an_engine_whose_queue_is_full_is_named_and_misses_nothing(sockets):
-    requests, outputs, engine = sockets
+    requests, outputs, engine, engine_outputs = sockets
     client = EngineClient(
         *(requests, outputs, BalancerPolicy.least_loaded),
         *(HealthOptions(silence_s=DEADLINE_S), Metrics(Role.frontend)),
@@ -193,7 +194,12 @@ async def test_an_engine_whose_queue_is_full_is_named_and_misses_nothing(sockets
     client.start(reached.set)
     try:
         client.apply([member(0)])
-        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await asyncio.to_thread(engine.poll, round(1000 * DEADLINE_S))
+            greeting = TO_ENGINE.decode(engine.recv())
+            assert not client.connected_ranks
+            transport.send(engine_outputs, EngineOutputs(0, 0, 0, greeting.sequence, []))
+            await reached.wait()
         sent: list[Generation] = []
         prompt, sampling = [1] * 100_000, SamplingParams(max_tokens=1)
         with contextlib.suppress(Overloaded):
@@ -219,7 +225,7 @@ async def test_an_engine_whose_queue_is_full_is_named_and_misses_nothing(sockets
                         case AbortRequests(_, request_ids):
                             aborted += request_ids
                 await asyncio.sleep(0.001)
-        assert numbers == list(range(len(numbers)))
+        assert numbers == list(range(1, len(numbers) + 1))
         assert aborted == added == [generation.request_id for generation in sent]
         client.submit([1], sampling).close()
     finally:

@@ -108,3 +108,31 @@ async def test_requests_of_a_silent_rank_fail_when_the_coordinator_is_long_silen
     table.in_flight.fail_overdue(161.0, suspect_s=60.0, is_informed=False)
     assert "and so is the coordinator" in (await problem_of(one)).message
     assert await tokens_of(other) == [65]
+
+
+async def test_requests_of_a_ready_rank_that_leaves_a_question_unanswered_fail(table: Table):
+    one, other = table.add(0, 1, now_s=0.0), table.add(1, 2, now_s=0.0)
+    table.in_flight.fail_overdue(1.0, suspect_s=60.0)
+    for engine in table.in_flight.engines.values():
+        engine.note_probe(1.0)
+    table.receive(outputs(1, 0), now_s=1.5)
+    for now_s in (20.0, 40.0, 60.0):
+        table.in_flight.engines[0].note_probe(now_s)
+        table.in_flight.fail_overdue(now_s, suspect_s=60.0)
+    assert table.work == {0: one.work, 1: other.work}
+    table.in_flight.fail_overdue(62.0, suspect_s=60.0)
+    assert "does not answer this front end" in (await problem_of(one)).message
+    assert table.work == {1: other.work}
+    table.receive(outputs(0, 0), now_s=63.0)
+    assert table.work == {0: 0, 1: other.work}
+
+
+def test_a_rank_is_connected_when_it_has_answered_since_it_was_reached(table: Table):
+    engine = table.in_flight.engines[0]
+    table.in_flight.set_reachable(engine, is_reachable=False, is_full=False)
+    table.receive(outputs(0, 0))  # on its way before the connection broke
+    assert table.work == {1: 0}
+    table.in_flight.set_reachable(engine, is_reachable=True, is_full=False)
+    assert table.work == {1: 0}
+    table.receive(outputs(0, 1))
+    assert table.work == {0: 0, 1: 0}
