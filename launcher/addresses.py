@@ -39,7 +39,13 @@ def means_head(cluster: Cluster, name: str) -> bool:
     """Whether a host name or an address is the head's."""
     head = cluster.head
     own = (head.id, head.address, *cluster.head_names, *cluster.head_interfaces.values())
-    return _is_loopback(name) or any(_same(name, other) for other in own)
+    return is_loopback(name) or any(_same(name, other) for other in own)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine reaches what listens there; other names are not looked up."""
+    ip = _ip(name)
+    return _plain(name) == "localhost" if ip is None else ip.is_loopback
 
 
 def _of_interface(cluster: Cluster, interface: str | None) -> str | None:
@@ -71,11 +77,6 @@ def _same(one: str, other: str) -> bool:
     if first is None or second is None:
         return _plain(one) == _plain(other)
     return first == second
-
-
-def _is_loopback(name: str) -> bool:
-    ip = _ip(name)
-    return _plain(name) == "localhost" if ip is None else ip.is_loopback
 
 
 def _plain(name: str) -> str:

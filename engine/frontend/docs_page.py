@@ -13,6 +13,8 @@ from engine.frontend.parameters import IGNORED, NOT_YET
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
     "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 32},
+    "/tokenize": {"prompt": "Once upon a time"},
+    "/detokenize": {"tokens": [1, 2, 3]},
 }
 _BOUNDS = {
     "minimum": "at least",
@@ -38,7 +40,9 @@ def docs_page(openapi: dict[str, Any], model: str, url: str) -> str:
             "path": path,
             "description": operation.get("description", ""),
             "body": _object(schemas[body]) if (body := _body(operation)) else None,
-            "example": _example(method, f"{url}{path}", _EXAMPLES.get(path), model),
+            "example": _example(
+                method, f"{url}{path.replace('{model}', model)}", _EXAMPLES.get(path), model
+            ),
         }
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
