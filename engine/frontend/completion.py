@@ -12,7 +12,6 @@ from engine.frontend.errors import (
     ApiError,
     ClientLeft,
     RequestTimedOut,
-    SlowReader,
     Unavailable,
 )
 from engine.frontend.generation import Generation
@@ -25,8 +24,7 @@ from engine.wording import counted
 logger = logging.getLogger(__name__)
 
 MAX_UNREAD_TOKENS = 1024
-"""Of one choice, beyond what the sockets' buffers hold: a client that lets more wait is too slow.
-One that keeps up never lets any wait, since all that has come is sent in one go."""
+"""Of one choice, beyond what the sockets hold: a client that lets more wait reads too slowly."""
 _UNFINISHED = "not finished"
 
 
@@ -77,6 +75,7 @@ class Completion:
     Attributes:
         choices: The choices of the first prompt, then those of the next.
         on_failure: Called when it has failed for a reason that no engine gave.
+        on_overflow: Called while more waits to be read than should.
 
     Raises:
         Unavailable: No rank takes it.
@@ -105,6 +104,7 @@ class Completion:
         self._outcome = _UNFINISHED
         self._start_s = time.monotonic()
         self.on_failure: Callable[[], None] = lambda: None
+        self.on_overflow: Callable[[], None] = lambda: None
         self.choices: list[Choice] = []
         self._leaders: list[Choice] = []
         for prompt in prompts:
@@ -211,7 +211,7 @@ class Completion:
         self._news[choice] = None
         self._wake()
         if generation.num_unread > MAX_UNREAD_TOKENS:
-            self.fail(SlowReader())
+            self.on_overflow()
 
     def _take(self, choice: Choice) -> str:
         """The new text of a choice that has news."""
@@ -221,8 +221,9 @@ class Completion:
         if not self._has_begun:
             self._has_begun = True
             self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
-        while choice.followers:
-            self._submit(choice.followers.pop(), generation.rank)
+        followers, choice.followers = choice.followers, []
+        for follower in followers:
+            self._submit(follower, generation.rank)
         text = ""
         for output in outputs:
             choice.num_cached_tokens = max(choice.num_cached_tokens, output.num_cached_tokens)

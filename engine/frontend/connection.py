@@ -65,6 +65,9 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._has_begun and self._head_timer is None:  # the next one, while this was answered
+            self._unset_keepalive_if_required()
+            self._wait_for_head()
         _cancel(self._rest_timer)
         self._rest_timer = self.loop.call_later(self._receive_s, self._drop_unread)
 

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 from engine.frontend.answers import DONE, Usage, Writer, event
 from engine.frontend.completion import Completion
 from engine.frontend.connection import abort
-from engine.frontend.errors import ApiError, ClientLeft, InternalError
+from engine.frontend.errors import ApiError, ClientLeft, InternalError, SlowReader
 from engine.frontend.gate import STREAM_ERROR
 
 logger = logging.getLogger(__name__)
@@ -62,17 +62,23 @@ class AnswerStream(Response):
         self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        completion = self._completion
+
         def leave_stuck() -> None:
             if self._is_sending:  # it can be told nothing
                 abort(scope)
+
+        def leave_slow() -> None:
+            if self._is_sending:
+                completion.fail(SlowReader())
 
         async def guarded(message: Message) -> None:
             self._is_sending = True
             await send(message)
             self._is_sending = False
 
-        self._completion.on_failure = leave_stuck
-        watch = asyncio.create_task(_watch(receive, self._completion))
+        completion.on_failure, completion.on_overflow = leave_stuck, leave_slow
+        watch = asyncio.create_task(_watch(receive, completion))
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
             await guarded(start)
@@ -80,7 +86,7 @@ class AnswerStream(Response):
             await guarded({"type": "http.response.body", "body": end + DONE})
         finally:
             watch.cancel()
-            self._completion.close()
+            completion.close()
 
     async def _stream(self, send: Send) -> bytes:
         """Sends events as outputs come; the last ones, with all that is known at the end."""

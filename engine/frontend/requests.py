@@ -127,7 +127,7 @@ class _Request(RequestModel):
         return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
 
-class ChatCompletionRequest(_Request, Conversation):
+class ChatCompletionRequest(Conversation, _Request):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Messages
