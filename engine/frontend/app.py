@@ -1,7 +1,7 @@
 """The HTTP interface: which path does what."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from engine.frontend.tokenization import TokenizationApi
 from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
 
+_Responses = dict[int | str, dict[str, Any]]
 RANK_HEADER = "X-Data-Parallel-Rank"
 """Pins a request to a rank."""
 
@@ -48,24 +49,24 @@ def make_app(front_end: FrontEnd, tokenizer: Tokenizer, access: Access) -> ASGIA
     api = Api(front_end, tokenizer, app)
     tokenization = TokenizationApi(front_end.settings, tokenizer)
     # In place of FastAPI's own 422.
-    errors: dict[int | str, dict[str, Any]] = {"default": {"description": "OpenAI's error body"}}
-    for path, post in (
-        ("/v1/chat/completions", api.chat_completions),
-        ("/v1/completions", api.completions),
-        ("/tokenize", tokenization.tokenize),
-        ("/detokenize", tokenization.detokenize),
-    ):
-        app.add_api_route(path, post, methods=["POST"], response_model=None, responses=errors)
-    for path, get in (
-        ("/v1/models", api.models),
-        ("/v1/models/{model:path}", api.model),
-        ("/health", api.health),
-        ("/ready", api.ready),
-        ("/plan", api.plan),
-        ("/metrics", api.metrics),
-        ("/version", api.version),
-    ):
-        app.add_api_route(path, get, methods=["GET"], response_model=None, responses=errors)
+    errors: _Responses = {"default": {"description": "OpenAI's error body"}}
+    events: _Responses = errors | {200: {"content": {"text/event-stream": {}}}}
+    text: _Responses = errors | {200: {"content": {"text/plain": {}}}}
+
+    def add(method: str, path: str, call: Callable[..., Any], responses: _Responses) -> None:
+        app.add_api_route(path, call, methods=[method], response_model=None, responses=responses)
+
+    add("POST", "/v1/chat/completions", api.chat_completions, events)
+    add("POST", "/v1/completions", api.completions, events)
+    add("POST", "/tokenize", tokenization.tokenize, errors)
+    add("POST", "/detokenize", tokenization.detokenize, errors)
+    add("GET", "/v1/models", api.models, errors)
+    add("GET", "/v1/models/{model:path}", api.model, errors)
+    add("GET", "/health", api.health, errors)
+    add("GET", "/ready", api.ready, errors)
+    add("GET", "/plan", api.plan, errors)
+    add("GET", "/metrics", api.metrics, text)
+    add("GET", "/version", api.version, errors)
     app.add_api_route("/metrics", api.metrics, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
     options = front_end.settings.frontend

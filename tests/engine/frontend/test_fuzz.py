@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.engine.frontend.chat_request import BODY, CHAT
 from tests.engine.frontend.conftest import RunningFrontEnd
+from tests.engine.frontend.fake_deployment import DEADLINE_S
 
 JSON: "st.SearchStrategy[Any]" = st.recursive(
     st.none()
@@ -90,14 +91,39 @@ def described(shared: RunningFrontEnd) -> Any:
     return schemathesis.openapi.from_url(f"{shared.url}/openapi.json", config=config)
 
 
-schema = schemathesis.pytest.from_fixture("described")
+OPERATIONS = [
+    *[("POST", path) for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize")],
+    *[("GET", path) for path in ("/v1/models", "/v1/models/{model}", "/health", "/ready")],
+    *[("GET", path) for path in ("/plan", "/metrics", "/version")],
+]
 
 
-@schema.parametrize()
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_what_is_served_is_what_is_described(case: "schemathesis.Case"):
-    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-        case.body["model"] = "test"  # else all that is found is that there is no other
-    case.call_and_validate()
+def test_every_call_is_looked_at(shared: RunningFrontEnd):
+    paths = shared.http.get("/openapi.json").json()["paths"]
+    served = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert served == set(OPERATIONS)
+
+
+VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *[(method, path, VALID) for method, path in OPERATIONS],
+        *[(method, path, INVALID) for method, path in OPERATIONS if method == "POST"],
+    ],
+)
+def test_what_is_served_is_what_is_described(
+    described: Any, method: str, path: str, mode: schemathesis.GenerationMode
+):
+    operation = described[path][method]
+
+    @settings(max_examples=50, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def check(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "test"  # else all that is found is that there is no other
+        case.call_and_validate(timeout=DEADLINE_S)
+
+    check()
