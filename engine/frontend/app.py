@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from engine import __version__
-from engine.access import Access, KeyCheck
+from engine.access import Access
 from engine.frontend import exposition
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
 from engine.frontend.body_limit import default_max_body_bytes
@@ -24,6 +24,7 @@ from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
+from engine.frontend.key_check import KeyCheck
 from engine.frontend.limits import sampling_params, seed_source
 from engine.frontend.model_names import check_model
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest

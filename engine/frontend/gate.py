@@ -9,11 +9,11 @@ from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.access import KeyCheck
 from engine.frontend.admission import Admission
 from engine.frontend.body_limit import limited
 from engine.frontend.error_responses import error_response
 from engine.frontend.errors import Unauthorized, Unavailable
+from engine.frontend.key_check import KeyCheck
 from engine.metrics import HTTP_RECEIVED, HTTP_REQUEST_TIME, HTTP_REQUESTS, HTTP_SENT, Metrics
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.access import Access, KeyCheck
+from engine.access import Access
+from engine.frontend.key_check import KeyCheck
 from launcher.api_keys import read_access
 from launcher.config import FrontendConfig
 from launcher.errors import Refused

@@ -92,9 +92,8 @@ def test_choices_share_one_prefill_and_differ_by_their_seeds(runtime):
         prompt = "Once upon a time there was a fleet. " * 4
         options: Any = {"model": "tiny", "prompt": prompt, "max_tokens": 12}
         answer = api.completions.create(**options, n=4, seed=11)
-        num_shared = 3 * (
-            (len(prompt) - 1) // 16 * 16
-        )  # each of the others, but for the last block
+        # By each of the others, but for the last block of 16.
+        num_shared = 3 * ((len(prompt) - 1) // 16 * 16)
         wait_for_cache_hits(client, num_shared)
         alone = [api.completions.create(**options, seed=11 + index) for index in range(4)]
         texts = [choice.text for choice in answer.choices]
