@@ -117,8 +117,9 @@ class Api:
         """Continues texts or lists of token ids."""
         check_model(body.model, self._settings.model_name)
         rank = self._pinned_rank(request)
-        encode = self._tokenizer.encode_text
-        prompts = [await encode(each) if isinstance(each, str) else each for each in body.prompts]
+        texts = [each for each in body.prompts if isinstance(each, str)]
+        prompts = [each for each in body.prompts if not isinstance(each, str)]
+        prompts += await self._tokenizer.encode_texts(texts)  # they are of one kind
         writer = TextWriter(self._settings.model_name, body.includes_usage)
         return await self._answer(body, request, prompts, rank, writer)
 

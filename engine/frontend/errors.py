@@ -110,7 +110,7 @@ class SlowReader(ApiError):
     status = 499
 
     def __init__(self) -> None:
-        super().__init__("The client reads too slowly.")
+        super().__init__("The client reads too slowly.", code="slow_reader")
 
 
 class EngineFailed(ApiError):

@@ -43,7 +43,12 @@ class Tokenizer:
         Args:
             adds_special: With the special tokens that the model wants around it.
         """
-        return await self._encode(text, adds_special)
+        (token_ids,) = await self._encode([text], adds_special)
+        return token_ids
+
+    async def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` of each, in one go."""
+        return await self._encode(texts, adds_special=True)
 
     async def encode_chat(
         self,
@@ -71,7 +76,8 @@ class Tokenizer:
             adds_generation_prompt=how.adds_generation_prompt,
             continues_last=bool(how.continue_final_message),
         )
-        return await self._encode(text, adds_special)
+        (token_ids,) = await self._encode([text], adds_special)
+        return token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -90,11 +96,12 @@ class Tokenizer:
         """
         return Detokenizer(self._tokenizer, self._special, prompt_token_ids)
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if len(text) <= LONG_TEXT:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    async def _encode(self, texts: Sequence[str], adds_special: bool) -> list[list[int]]:
+        if sum(map(len, texts)) <= LONG_TEXT:
+            encode = self._tokenizer.encode
+            return [encode(text, add_special_tokens=adds_special).ids for text in texts]
         # Unlike encode, encode_batch lets other threads run meanwhile.
         encodings = await asyncio.to_thread(
-            self._tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens
+            self._tokenizer.encode_batch, list(texts), add_special_tokens=adds_special
         )
-        return encodings[0].ids
+        return [encoding.ids for encoding in encodings]

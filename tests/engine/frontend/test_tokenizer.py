@@ -79,6 +79,7 @@ async def test_limits_in_the_file_cut_no_prompt(model_directory: Path, tmp_path:
 async def test_long_text_is_encoded_alike(tokenizer: Tokenizer):
     text = "Grüße " * LONG_TEXT
     assert await tokenizer.encode_text(text) == list(text.encode())
+    assert await tokenizer.encode_texts(["a", text]) == [[ord("a")], list(text.encode())]
 
 
 async def test_a_model_without_a_template_cannot_chat(model_directory: Path, tmp_path: Path):
