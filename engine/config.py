@@ -145,7 +145,18 @@ class FrontendOptions:
     keep_alive_s: int = option(5, ge=1)
     """Seconds an idle HTTP connection is kept open."""
     max_requests: int = option(4096, ge=1)
-    """Most requests that one front end answers at the same time; more are refused with 503."""
+    """Most requests that one front end answers at the same time; more are refused with 429."""
+    max_queued_requests: int | None = option(None, ge=1)
+    """Most requests of one front end that wait for their first token; more are refused with 429;
+    null: as many as `max_requests` lets in."""
+    max_body_bytes: int | None = option(None, ge=1024)
+    """Longest body of a request; null: 1 MiB and 64 bytes for each token of the context."""
+    request_timeout_s: float = option(3600.0, gt=0, le=604800)
+    """Seconds from a request to the end of its answer, after which it is ended with an error."""
+    receive_timeout_s: float = option(30.0, gt=0, le=86400)
+    """Seconds that a client gets to send the head of a request, and as many for its body."""
+    cors_origins: list[str] = field(default_factory=list)
+    """Web pages that may use the API from a browser: `[https://chat.example.org]`, or `["*"]`."""
 
 
 @dataclass(slots=True, kw_only=True)

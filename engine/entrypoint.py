@@ -11,6 +11,7 @@ import msgspec
 import setproctitle
 
 from engine import logs
+from engine.access import Access
 from engine.config import Found, ProcessSpec, Role, Settings
 from engine.errors import EngineError
 from engine.lifeline import Ending, Lifeline
@@ -32,6 +33,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Listening sockets that a front end inherits."""
     keys: Keys | None = None
     """Of the deployment, if it has processes on other machines."""
+    access: Access = Access()
+    """For a front end: who may use it."""
     ports: tuple[int, ...] = ()
     """TCP ports on which coordinator and front ends listen for other machines."""
     run_directory: str | None = None
@@ -59,7 +62,7 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
         case Role.frontend:
             from engine.frontend import process as frontend
 
-            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports)
+            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports, launch.access)
         case Role.engine:
             run_engine(launch, lifeline)
         case _ as never:

@@ -141,7 +141,7 @@ def decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes, sender: str) -> T:
     """
     try:
         return decoder.decode(frame)
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise ProtocolError(
             f"message from {sender} does not follow the protocol: {problem}"
         ) from problem

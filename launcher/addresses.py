@@ -39,14 +39,20 @@ def means_head(cluster: Cluster, name: str) -> bool:
     """Whether a host name or an address is the head's."""
     head = cluster.head
     own = (head.id, head.address, *cluster.head_names, *cluster.head_interfaces.values())
-    return _is_loopback(name) or any(_same(name, other) for other in own)
+    return is_loopback(name) or any(_same(name, other) for other in own)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine reaches what listens there; other names are not looked up."""
+    ip = _ip(name)
+    return _plain(name) == "localhost" if ip is None else ip.is_loopback
 
 
 def _of_interface(cluster: Cluster, interface: str | None) -> str | None:
     known = cluster.head_interfaces
     others = [node.address for node in cluster.nodes if not node.head]
-    if cluster.can_add or not all(map(_is_loopback, others)):  # who do not reach a loopback address
-        known = {name: address for name, address in known.items() if not _is_loopback(address)}
+    if cluster.can_add or not all(map(is_loopback, others)):  # who do not reach a loopback address
+        known = {name: address for name, address in known.items() if not is_loopback(address)}
     if interface is None or interface in known:
         return known[interface] if interface else None
     close = difflib.get_close_matches(interface, known, n=1) or list(known)[:1] or ["null"]
@@ -74,11 +80,6 @@ def _same(one: str, other: str) -> bool:
     if first is None or second is None:
         return _plain(one) == _plain(other)
     return first == second
-
-
-def _is_loopback(name: str) -> bool:
-    ip = _ip(name)
-    return _plain(name) == "localhost" if ip is None else ip.is_loopback
 
 
 def _plain(name: str) -> str:

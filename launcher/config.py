@@ -4,7 +4,7 @@ The dataclasses own names, types, defaults, units and limits; YAML in `conf/` ho
 Sections that a process of the deployment needs too are in `engine.config`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar
 
@@ -161,6 +161,25 @@ class TopologyOptions:
 
 
 @dataclass(slots=True, kw_only=True)
+class FrontendConfig(FrontendOptions):
+    """With what is secret, and so no part of the plan."""
+
+    api_keys: list[str] = field(default_factory=list)
+    """Keys of which clients must send one; others see command lines: better `api_key_file`."""
+    api_key_file: str | None = None
+    """File of mode 0600 with an API key per line."""
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys) or self.api_key_file is not None
+
+    def without_secrets(self) -> FrontendOptions:
+        """What the plan may hold."""
+        names = [each.name for each in fields(FrontendOptions)]
+        return FrontendOptions(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(slots=True, kw_only=True)
 class HeadOptions:
     address: str | None = None
     """Address of the head for other nodes; null, localhost or its host name: the one it is found
@@ -215,7 +234,7 @@ class LaunchConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     profile: ProfileOptions = field(default_factory=ProfileOptions)
-    frontend: FrontendOptions = field(default_factory=FrontendOptions)
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
     balancer: BalancerOptions = field(default_factory=BalancerOptions)
     cluster: ClusterOptions
     health: HealthOptions = field(default_factory=HealthOptions)

@@ -29,6 +29,10 @@ from launcher.ports import EPHEMERAL, MOST, num_ports_needed, parse_ports
 from launcher.sizes import parse_bytes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+KEY = re.compile(r"[\x21-\x7e]+")
+"""An API key, as a header carries it after `Bearer `."""
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.ASCII)
+"""Scheme, host and perhaps a port, as browsers send it."""
 LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "ge": ("at least", lambda value, limit: value >= limit),
     "gt": ("more than", lambda value, limit: value > limit),
@@ -127,6 +131,7 @@ def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:
     yield from _backend(config)
     yield from _ranks_on_head(config)
     yield from _ports(config)
+    yield from _web(config)
     yield from _batch_and_cache(config)
     if config.tp > 1 and config.action is not Action.plan:
         message = f"tp must be 1 with action={config.action.name}, more can only be planned yet"
@@ -232,6 +237,19 @@ def _silence(config: LaunchConfig) -> Iterator[Problem]:
             f" {config.coordinator.interval_s}",
             f"health.silence_s={4 * config.coordinator.interval_s:g}",
         )
+
+
+def _web(config: LaunchConfig) -> Iterator[Problem]:
+    if not all(KEY.fullmatch(key) for key in config.frontend.api_keys):  # never repeated
+        rule = "printable ASCII without spaces, each at least one character"
+        yield Problem(f"frontend.api_keys must be {rule}", "frontend.api_keys=[KEY]")
+    for origin in config.frontend.cors_origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            rule = "origins such as https://chat.example.org, or *"
+            yield Problem(
+                f"frontend.cors_origins must be {rule}: {origin}",
+                "'frontend.cors_origins=[https://chat.example.org]'",
+            )
 
 
 def _batch_and_cache(config: LaunchConfig) -> Iterator[Problem]:

@@ -58,6 +58,8 @@ class Option:
                 return "a whole number"
             case kind if kind is float:
                 return "a number"
+            case kind if get_origin(kind) is list:
+                return "a list such as [a,b]"
         return "text"
 
     def accepts(self, value: object) -> bool:
@@ -129,7 +131,7 @@ class Catalogue:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 yield from self._walk(kind, key + ".")
             else:
-                yield Option(key, section, kind, field.default)
+                yield Option(key, section, kind, _default(field))
 
     def _schema(self, group: str) -> type:
         schemas = {schema.choice: schema for schema in GROUP_SCHEMAS[group]}
@@ -190,6 +192,11 @@ def _field_docs(section: type) -> dict[str, str]:
             ):
                 docs[name] = " ".join(doc.split())
     return docs
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    makes = field.default_factory
+    return field.default if makes is dataclasses.MISSING else makes()
 
 
 def _is_yaml(name: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine.config import CacheSettings, Device, DType, Kernels, ModelKind, Settings
 from engine.model.facts import ModelFacts
 from engine.wording import counted
+from launcher.addresses import is_loopback
 from launcher.alternatives import alternatives
 from launcher.capacity import Need
 from launcher.cluster import Cluster, Node
@@ -189,7 +190,7 @@ def _settings(
         max_num_seqs=config.profile.max_num_seqs,
         max_num_batched_tokens=config.profile.max_num_batched_tokens,
         cache=decisions.cache,
-        frontend=config.frontend,
+        frontend=config.frontend.without_secrets(),
         balancer=config.balancer,
         health=config.health,
         coordinator=config.coordinator,
@@ -207,6 +208,11 @@ def _warnings(
         if 0 < node.free_cpus < asked:
             wanted = f"{counted(load.num_ranks, 'rank')} should have {counted(asked, 'CPU')}"
             yield f"{wanted} on {node.id}, which has {node.free_cpus}: all will be slower"
+    if not config.frontend.has_keys and not is_loopback(config.frontend.host):
+        yield (
+            f"whoever reaches frontend.host={config.frontend.host} can use the API, no key is"
+            " asked for: see frontend.api_key_file"
+        )
     if facts.num_attention_heads % config.tp:
         heads = counted(facts.num_attention_heads, "head")
         yield f"tp={config.tp} does not divide the model's {heads}"

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine.access import Access
+from launcher.api_keys import read_access
 from launcher.cluster import Cluster
 from launcher.config import Action, LaunchConfig, RayOptions
 from launcher.errors import Refused
@@ -71,7 +73,9 @@ def _plan(
 
 
 def _means(config: LaunchConfig, found: Resolved, handles: dict[str, Any]) -> Means:
+    access = Access() if config.action is Action.plan else read_access(config.frontend)
     means = Means(
+        access=access,
         start_deadline_s=config.backend.start_deadline_s,
         session=found.session,
         given_groups=handles,

@@ -18,6 +18,7 @@ OWN = ("conf", "engine", "launcher")
 # What the processes share: none of it belongs to one of them.
 SHARED = (
     "engine.__version__",
+    "engine.access",
     "engine.checkpoints",
     "engine.config",
     "engine.errors",

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -85,18 +86,23 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Writer(Protocol):
-    """Writes one answer, whole or as server-sent events."""
+    """Writes one answer, whole or as server-sent events.
 
-    def first(self) -> bytes:
+    Events are of one choice each, by its index, and can tell the usage so far.
+    """
+
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
         """Event before the text; may be empty."""
 
-    def delta(self, text: str) -> bytes: ...
+    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes: ...
 
-    def last(self, finish_reason: FinishReason) -> bytes: ...
+    def last(
+        self, index: int, finish_reason: FinishReason, usage: Usage | None = None
+    ) -> bytes: ...
 
     def usage(self, usage: Usage) -> bytes: ...
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
         """The body of an answer that is not streamed."""
 
 
@@ -104,7 +110,8 @@ class ChatWriter:
     """Writes an answer of `/v1/chat/completions`.
 
     Args:
-        includes_usage: The stream ends with the usage; all events before say that theirs is null.
+        includes_usage: The stream ends with the usage; all events before say that theirs is null,
+            unless they are given one.
     """
 
     def __init__(self, model: str, includes_usage: bool) -> None:
@@ -113,27 +120,36 @@ class ChatWriter:
         self._model = model
         self._no_usage = None if includes_usage else UNSET
 
-    def first(self) -> bytes:
-        return self._choice(Delta(role="assistant", content=""))
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
+        return self._choice(index, Delta(role="assistant", content=""), None, usage)
 
-    def delta(self, text: str) -> bytes:
-        return self._choice(Delta(content=text))
+    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes:
+        return self._choice(index, Delta(content=text), None, usage)
 
-    def last(self, finish_reason: FinishReason) -> bytes:
-        return self._choice(Delta(), finish_reason)
+    def last(self, index: int, finish_reason: FinishReason, usage: Usage | None = None) -> bytes:
+        return self._choice(index, Delta(), finish_reason, usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._chunk((), usage)
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
-        choice = ChatChoice(0, ChatMessage("assistant", text), finish_reason)
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
         answer = ChatCompletion(
-            id=self._id, created=self._created, model=self._model, choices=(choice,), usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=tuple(
+                ChatChoice(index, ChatMessage("assistant", text), finish_reason)
+                for index, (text, finish_reason) in enumerate(choices)
+            ),
+            usage=usage,
         )
         return _ENCODER.encode(answer)
 
-    def _choice(self, delta: Delta, finish_reason: FinishReason | None = None) -> bytes:
-        return self._chunk((ChatChunkChoice(0, delta, finish_reason),), self._no_usage)
+    def _choice(
+        self, index: int, delta: Delta, finish_reason: FinishReason | None, usage: Usage | None
+    ) -> bytes:
+        choice = ChatChunkChoice(index, delta, finish_reason)
+        return self._chunk((choice,), usage or self._no_usage)
 
     def _chunk(
         self, choices: tuple[ChatChunkChoice, ...], usage: Usage | None | UnsetType
@@ -158,23 +174,24 @@ class TextWriter:
         self._model = model
         self._no_usage = None if includes_usage else UNSET
 
-    def first(self) -> bytes:
+    def first(self, index: int, usage: Usage | None = None) -> bytes:
         return b""
 
-    def delta(self, text: str) -> bytes:
-        return self._choice(text)
+    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes:
+        return self._choice(TextChoice(index, text), usage)
 
-    def last(self, finish_reason: FinishReason) -> bytes:
-        return self._choice("", finish_reason)
+    def last(self, index: int, finish_reason: FinishReason, usage: Usage | None = None) -> bytes:
+        return self._choice(TextChoice(index, "", finish_reason), usage)
 
     def usage(self, usage: Usage) -> bytes:
         return event(self._completion((), usage))
 
-    def whole(self, text: str, finish_reason: FinishReason, usage: Usage) -> bytes:
-        return _ENCODER.encode(self._completion((TextChoice(0, text, finish_reason),), usage))
+    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
+        texts = tuple(TextChoice(index, *choice) for index, choice in enumerate(choices))
+        return _ENCODER.encode(self._completion(texts, usage))
 
-    def _choice(self, text: str, finish_reason: FinishReason | None = None) -> bytes:
-        return event(self._completion((TextChoice(0, text, finish_reason),), self._no_usage))
+    def _choice(self, choice: TextChoice, usage: Usage | None) -> bytes:
+        return event(self._completion((choice,), usage or self._no_usage))
 
     def _completion(
         self, choices: tuple[TextChoice, ...], usage: Usage | None | UnsetType

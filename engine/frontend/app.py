@@ -1,61 +1,97 @@
 """The HTTP interface: which path does what."""
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from engine import __version__
+from engine.access import Access
 from engine.frontend import exposition
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
-from engine.frontend.body_limit import max_body_bytes
-from engine.frontend.completion import AnswerStream, Completion, whole_answer
+from engine.frontend.body_limit import default_max_body_bytes
+from engine.frontend.completion import Completion, Prompt
+from engine.frontend.delivery import AnswerStream, whole_answer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
-from engine.frontend.errors import InvalidRequest, NotFound
+from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
+from engine.frontend.key_check import KeyCheck
 from engine.frontend.limits import sampling_params, seed_source
+from engine.frontend.model_names import check_model
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
+from engine.frontend.tokenization import TokenizationApi
 from engine.frontend.tokenizer import Tokenizer
 from engine.frontend.transcript import Transcript
 
+_Responses = dict[int | str, dict[str, Any]]
 RANK_HEADER = "X-Data-Parallel-Rank"
 """Pins a request to a rank."""
 
 
-def make_app(front_end: FrontEnd, tokenizer: Tokenizer) -> ASGIApp:
-    """The application that a front end serves."""
+def make_app(front_end: FrontEnd, tokenizer: Tokenizer, access: Access) -> ASGIApp:
+    """The application that a front end serves.
+
+    Args:
+        access: Who may use it.
+    """
     app = FastAPI(
         title="Flotilla", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     answer_errors_as_openai(app)
     api = Api(front_end, tokenizer, app)
+    tokenization = TokenizationApi(front_end.settings, tokenizer)
     # In place of FastAPI's own 422.
-    errors: dict[int | str, dict[str, Any]] = {"default": {"description": "OpenAI's error body"}}
-    for path, post in (
-        ("/v1/chat/completions", api.chat_completions),
-        ("/v1/completions", api.completions),
-    ):
-        app.add_api_route(path, post, methods=["POST"], response_model=None, responses=errors)
-    for path, get in (
-        ("/v1/models", api.models),
-        ("/health", api.health),
-        ("/ready", api.ready),
-        ("/plan", api.plan),
-        ("/metrics", api.metrics),
-        ("/version", api.version),
-    ):
-        app.add_api_route(path, get, methods=["GET"], response_model=None, responses=errors)
+    errors: _Responses = {"default": {"description": "OpenAI's error body"}}
+    events: _Responses = errors | {200: {"content": {"text/event-stream": {}}}}
+    text: _Responses = errors | {200: {"content": {"text/plain": {}}}}
+
+    def add(method: str, path: str, call: Callable[..., Any], responses: _Responses) -> None:
+        app.add_api_route(path, call, methods=[method], response_model=None, responses=responses)
+
+    add("POST", "/v1/chat/completions", api.chat_completions, events)
+    add("POST", "/v1/completions", api.completions, events)
+    add("POST", "/tokenize", tokenization.tokenize, errors)
+    add("POST", "/detokenize", tokenization.detokenize, errors)
+    add("GET", "/v1/models", api.models, errors)
+    add("GET", "/v1/models/{model:path}", api.model, errors)
+    add("GET", "/health", api.health, errors)
+    add("GET", "/ready", api.ready, errors)
+    add("GET", "/plan", api.plan, errors)
+    add("GET", "/metrics", api.metrics, text)
+    add("GET", "/version", api.version, errors)
     app.add_api_route("/metrics", api.metrics, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
-    limit = max_body_bytes(front_end.settings.max_model_len)
-    return Gate(app, front_end.admission, front_end.metrics, limit, _paths(app))
+    options = front_end.settings.frontend
+    gate = Gate(
+        app,
+        front_end.admission,
+        front_end.metrics,
+        KeyCheck(access.api_keys),
+        options.max_body_bytes or default_max_body_bytes(front_end.settings.max_model_len),
+        options.receive_timeout_s,
+        _paths(app),
+    )
+    return _for_browsers(gate, options.cors_origins) if options.cors_origins else gate
+
+
+def _for_browsers(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Lets pages of other origins use an app; they send keys, never cookies."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=("Retry-After", "X-Request-Id"),
+    )
 
 
 class Api:
@@ -71,31 +107,30 @@ class Api:
 
     async def chat_completions(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a conversation."""
-        self._check_model(body.model)
+        check_model(body.model, self._settings.model_name)
         rank = self._pinned_rank(request)
-        prompt = await self._tokenizer.encode_chat([each.for_template() for each in body.messages])
+        prompt = await self._tokenizer.encode_chat(body.messages, body)
         writer = ChatWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompt, rank, writer)
+        return await self._answer(body, request, [prompt], rank, writer)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
-        """Continues a text or a list of token ids."""
-        self._check_model(body.model)
+        """Continues texts or lists of token ids."""
+        check_model(body.model, self._settings.model_name)
         rank = self._pinned_rank(request)
-        asked = body.text_or_token_ids
-        prompt = await self._tokenizer.encode_text(asked) if isinstance(asked, str) else asked
+        texts = [each for each in body.prompts if isinstance(each, str)]
+        prompts = [each for each in body.prompts if not isinstance(each, str)]
+        prompts += await self._tokenizer.encode_texts(texts)  # they are of one kind
         writer = TextWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompt, rank, writer)
+        return await self._answer(body, request, prompts, rank, writer)
 
     async def models(self) -> Response:
         """The served model."""
-        model = {
-            "id": self._settings.model_name,
-            "object": "model",
-            "created": self._start_s,
-            "owned_by": "flotilla",
-            "max_model_len": self._settings.max_model_len,
-        }
-        return _json({"object": "list", "data": [model]})
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, model: str) -> Response:
+        """The served model, by its name."""
+        check_model(model, self._settings.model_name)
+        return _json(self._model())
 
     async def health(self) -> Response:
         """This process is alive; nothing is said about any other."""
@@ -129,26 +164,56 @@ class Api:
         self,
         body: ChatCompletionRequest | CompletionRequest,
         request: Request,
-        prompt_token_ids: list[int],
+        prompts: Sequence[list[int]],
         rank: int | None,
         writer: Writer,
     ) -> Response:
-        sampling = sampling_params(body, prompt_token_ids, self._settings, self._seeds)
-        continued = prompt_token_ids if isinstance(body, CompletionRequest) else ()
-        reader = self._tokenizer.detokenizer(continued)
-        transcript = Transcript(reader, body.stops, self._settings.facts.eos_token_ids)
-        request_id = REQUEST_ID.get()
-        generation = self._front_end.client.submit(prompt_token_ids, sampling, rank, request_id)
+        asked = [
+            Prompt(token_ids, sampling_params(body, token_ids, self._settings, self._seeds))
+            for token_ids in prompts
+        ]
+        self._check_queue()
         completion = Completion(
-            request_id,
-            generation,
-            transcript,
-            len(prompt_token_ids),
+            REQUEST_ID.get(),
+            self._front_end.client,
+            asked,
+            lambda prompt: self._transcript(body, prompt),
+            rank,
+            self._settings.frontend.request_timeout_s,
             self._front_end.metrics,
         )
         if body.stream:
-            return AnswerStream(completion, writer, body.includes_usage)
+            return AnswerStream(completion, writer, body.includes_usage, body.shows_usage)
         return await whole_answer(completion, writer, request.receive)
+
+    def _transcript(
+        self, body: ChatCompletionRequest | CompletionRequest, prompt: Prompt
+    ) -> Transcript:
+        is_seamless = isinstance(body, CompletionRequest) or bool(body.continue_final_message)
+        return Transcript(
+            self._tokenizer.detokenizer(prompt.token_ids if is_seamless else ()),
+            body.stops,
+            self._settings.facts.eos_token_ids,
+            bool(body.include_stop_str_in_output),
+        )
+
+    def _check_queue(self) -> None:
+        limit = self._settings.frontend.max_queued_requests
+        waiting = self._front_end.client.num_queued
+        if limit is not None and waiting >= limit:
+            message = (
+                f"{waiting} requests wait for their first token: frontend.max_queued_requests."
+            )
+            raise Overloaded(message)
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self._settings.model_name,
+            "object": "model",
+            "created": self._start_s,
+            "owned_by": "flotilla",
+            "max_model_len": self._settings.max_model_len,
+        }
 
     def _pinned_rank(self, request: Request) -> int | None:
         value = request.headers.get(RANK_HEADER)
@@ -162,12 +227,6 @@ class Api:
             param=RANK_HEADER,
             code="invalid_rank",
         )
-
-    def _check_model(self, name: str) -> None:
-        served = self._settings.model_name
-        if name != served:
-            message = f"The model {ascii(name[:64])} does not exist. Served is '{served}'."
-            raise NotFound(message, param="model", code="model_not_found")
 
 
 def _paths(app: FastAPI) -> frozenset[str]:

@@ -21,6 +21,15 @@ from engine.frontend.errors import InvalidRequest
 Message = Mapping[str, str]
 """`role` and `content`."""
 
+RESERVED = frozenset(
+    ("add_generation_prompt", "chat_template", "continue_final_message", "documents")
+    + ("messages", "tokenize", "tools")
+)
+"""Variables that requests set by parameters of their own, or not at all."""
+_NO_VARIABLES: Mapping[str, Any] = {}
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Put where a message is to be continued, and cut off. Its last character shows whether the
+template trims messages; then what was before it is trimmed too."""
 _SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -52,25 +61,60 @@ class ChatTemplate:
             ) from problem
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt, up to where the assistant's answer begins.
+    def render(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] = _NO_VARIABLES,
+        *,
+        adds_generation_prompt: bool = True,
+        continues_last: bool = False,
+    ) -> str:
+        """The prompt.
+
+        Args:
+            variables: More that the template may look at; none is `RESERVED`.
+            adds_generation_prompt: It ends where the assistant's answer begins.
+            continues_last: It ends with the last message, before whatever closes that.
 
         Raises:
-            InvalidRequest: The template does not take these messages.
+            InvalidRequest: The template does not take these messages or variables.
         """
+        told = [dict(message) for message in messages]
+        if continues_last:
+            told[-1]["content"] += _MARK
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
+            text = self._template.render(
+                **{**self._special_tokens, **variables},
+                messages=told,
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
+                add_generation_prompt=adds_generation_prompt,
             )
+            text.encode()
         except jinja2.TemplateError as problem:
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {problem.message}",
                 param="messages",
             ) from problem
+        except Exception as problem:  # what its expressions raise: they can hold any operation
+            raise InvalidRequest(
+                f"The model's chat template fails with these messages: {type(problem).__name__}.",
+                param="chat_template_kwargs" if variables else "messages",
+                code="chat_template_failed",
+            ) from problem
+        return _up_to_mark(text) if continues_last else text
+
+
+def _up_to_mark(text: str) -> str:
+    before, found, after = text.rpartition(_MARK.strip())
+    if not found:
+        raise InvalidRequest(
+            "The last message cannot be continued: the model's chat template does not show it"
+            " as it is.",
+            param="continue_final_message",
+        )
+    has_kept_spaces = after.startswith(_MARK[-1])
+    return before if has_kept_spaces else before.rstrip()
 
 
 def read_chat_template(directory: Path) -> ChatTemplate | None:

@@ -108,6 +108,11 @@ class EngineClient:
         engines = self._in_flight.engines.values()
         return {engine.rank for engine in engines if engine.is_connected}
 
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for their first token."""
+        return self._in_flight.num_queued
+
     def submit(
         self,
         prompt_token_ids: list[int],

@@ -1,189 +1,245 @@
-"""One answer being made: from the outputs of an engine to text, whole or as a stream of events."""
+"""One answer being made: from the outputs of engines to texts, one for each choice."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
-from engine.frontend.answers import DONE, PromptTokensDetails, Usage, Writer, event
-from engine.frontend.errors import ApiError, ClientLeft, InternalError
-from engine.frontend.gate import STREAM_ERROR
+from engine.frontend.answers import PromptTokensDetails, Usage
+from engine.frontend.client import EngineClient
+from engine.frontend.errors import (
+    ApiError,
+    ClientLeft,
+    RequestTimedOut,
+    Unavailable,
+)
 from engine.frontend.generation import Generation
 from engine.frontend.transcript import Transcript
 from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
 from engine.protocol import FinishReason
+from engine.sampling import SamplingParams
 from engine.wording import counted
 
 logger = logging.getLogger(__name__)
 
-_CLIENT_LEFT = "client left"
+MAX_UNREAD_TOKENS = 1024
+"""Of one choice, beyond what the sockets hold: a client that lets more wait reads too slowly."""
 _UNFINISHED = "not finished"
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be continued, and how: once for each of `sampling`."""
+
+    token_ids: list[int]
+    sampling: list[SamplingParams]
+
+
+@dataclass(eq=False)
+class Choice:
+    """One of an answer's texts.
+
+    Attributes:
+        followers: Choices of the same prompt, which wait until it has been computed once.
+        num_cached_tokens: Of the prompt, found in the prefix cache.
+    """
+
+    index: int
+    prompt: Prompt
+    sampling: SamplingParams
+    transcript: Transcript
+    followers: list["Choice"] = field(default_factory=list)
+    generation: Generation | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None while there is more to read."""
+        return self.transcript.finish_reason
+
+
 class Completion:
-    """One answer: the text that an engine generates, until it ends or nobody wants it any more.
+    """The texts that engines generate, until they end or nobody wants them any more.
+
+    Of a prompt's choices the first is sent alone. The others follow when its first token has come,
+    to the same rank: there they find the prompt in the prefix cache.
 
     Args:
         request_id: In log lines.
+        new_transcript: Makes the transcript of a choice.
+        rank: The one that the client wants.
+        timeout_s: After so many seconds it fails.
         metrics: Of the front end.
+
+    Attributes:
+        choices: The choices of the first prompt, then those of the next.
+        on_failure: Called when it has failed for a reason that no engine gave.
+        on_overflow: Called while more waits to be read than should.
+
+    Raises:
+        Unavailable: No rank takes it.
     """
 
     def __init__(
         self,
         request_id: str,
-        generation: Generation,
-        transcript: Transcript,
-        num_prompt_tokens: int,
+        client: EngineClient,
+        prompts: Sequence[Prompt],
+        new_transcript: Callable[[Prompt], Transcript],
+        rank: int | None,
+        timeout_s: float,
         metrics: Metrics,
     ) -> None:
         self._request_id = request_id
-        self._generation = generation
-        self._transcript = transcript
-        self._num_prompt_tokens = num_prompt_tokens
+        self._client = client
+        self._rank = rank
         self._metrics = metrics
-        self._has_begun = False
-        self._num_cached_tokens = 0
-        self._start_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._news: dict[Choice, None] = {}
+        self._waiter: asyncio.Future[None] | None = None
+        self._problem: ApiError | None = None
+        self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self._has_begun = self._is_closed = False
         self._outcome = _UNFINISHED
-        self._is_closed = False
+        self._start_s = time.monotonic()
+        self.on_failure: Callable[[], None] = lambda: None
+        self.on_overflow: Callable[[], None] = lambda: None
+        self.choices: list[Choice] = []
+        self._leaders: list[Choice] = []
+        for prompt in prompts:
+            first, *others = (
+                Choice(len(self.choices) + number, prompt, sampling, new_transcript(prompt))
+                for number, sampling in enumerate(prompt.sampling)
+            )
+            first.followers = others
+            self._leaders.append(first)
+            self.choices += (first, *others)
+        self._num_open = len(self.choices)
+        self._timer = self._loop.call_later(timeout_s, self.fail, RequestTimedOut(timeout_s))
+        try:
+            for leader in self._leaders:
+                self._submit(leader, rank)
+        except BaseException as problem:
+            self._outcome = str(problem)
+            self.close()
+            raise
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        """None while there is more to read."""
-        return self._transcript.finish_reason
+    def is_complete(self) -> bool:
+        """Whether there is nothing more to read."""
+        return not self._num_open
 
     @property
     def usage(self) -> Usage:
-        num_tokens = self._transcript.num_tokens
+        """So far. A prompt counts once, and so does what was cached before its first choice."""
+        num_tokens = sum(choice.transcript.num_tokens for choice in self.choices)
+        num_cached = sum(leader.num_cached_tokens for leader in self._leaders)
         return Usage(
             prompt_tokens=self._num_prompt_tokens,
             completion_tokens=num_tokens,
             total_tokens=self._num_prompt_tokens + num_tokens,
-            prompt_tokens_details=PromptTokensDetails(self._num_cached_tokens),
+            prompt_tokens_details=PromptTokensDetails(num_cached),
         )
 
-    async def read(self) -> str:
-        """The text that has come since the last call, perhaps none.
+    async def read(self) -> list[tuple[Choice, str]]:
+        """The choices of which something has come since the last call, with their new text.
 
         Raises:
             ApiError: The request has failed.
         """
+        if not self._news and self._problem is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
         try:
-            outputs = await self._generation.take()
+            if self._problem is not None:
+                raise self._problem
+            news, self._news = self._news, {}
+            open_ones = [choice for choice in news if choice.finish_reason is None]
+            return [(choice, self._take(choice)) for choice in open_ones]
         except ApiError as problem:
-            self._outcome = _CLIENT_LEFT if isinstance(problem, ClientLeft) else problem.message
+            self._outcome = problem.message
             raise
-        if not self._has_begun:
-            self._has_begun = True
-            self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
-        text = ""
-        for output in outputs:
-            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
-            text += self._transcript.add(output.token_ids, output.finish_reason)
-            if self.finish_reason is not None:
-                self._outcome = self.finish_reason.value
-                self._generation.close(
-                    self.finish_reason
-                )  # a stop string ends it before the engine does
-                break
-        return text
 
-    def abandon(self) -> None:
-        """The client has left: whoever reads gets `ClientLeft`."""
-        self._generation.fail(ClientLeft())
+    def fail(self, problem: ApiError) -> None:
+        """Whoever reads gets this, unless another problem came before."""
+        if self._problem is None and not self._is_closed:
+            self._problem = problem
+            self._wake()
+            self.on_failure()
 
     def close(self) -> None:
         """Ends it, whatever state it is in. May be called again."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._generation.close()
-        if self._outcome is _CLIENT_LEFT:
+        self._timer.cancel()
+        generations = [each.generation for each in self.choices if each.generation is not None]
+        for generation in generations:
+            generation.close()
+        if isinstance(self._problem, ClientLeft) and not self.is_complete:
             self._metrics.add(HTTP_DISCONNECTS)
+        num_tokens = sum(choice.transcript.num_tokens for choice in self.choices)
+        ranks = sorted({generation.rank for generation in generations})
         logger.info(
             "request %s: rank %s, %s, %s, %.3f s: %s",
             self._request_id,
-            self._generation.rank,
+            ", ".join(map(str, ranks)) or "none",
             counted(self._num_prompt_tokens, "prompt token"),
-            counted(self._transcript.num_tokens, "completion token"),
+            counted(num_tokens, "completion token"),
             time.monotonic() - self._start_s,
             self._outcome,
         )
 
+    def _submit(self, choice: Choice, rank: int | None) -> None:
+        try:
+            generation = self._client.submit(
+                choice.prompt.token_ids, choice.sampling, rank, self._request_id
+            )
+        except Unavailable:
+            if rank == self._rank:
+                raise
+            # The rank that has the prompt takes no more: any other will do.
+            generation = self._client.submit(
+                choice.prompt.token_ids, choice.sampling, self._rank, self._request_id
+            )
+        choice.generation = generation
+        generation.watch(lambda: self._note(choice, generation))
 
-async def whole_answer(completion: Completion, writer: Writer, receive: Receive) -> Response:
-    """The answer when it is complete; a client that leaves before ends it.
+    def _note(self, choice: Choice, generation: Generation) -> None:
+        """Something has come for a choice."""
+        self._news[choice] = None
+        self._wake()
+        if generation.num_unread > MAX_UNREAD_TOKENS:
+            self.on_overflow()
 
-    Raises:
-        ApiError: The request has failed, or the client has left.
-    """
-    watch = asyncio.create_task(_watch(receive, completion))
-    try:
+    def _take(self, choice: Choice) -> str:
+        """The new text of a choice that has news."""
+        generation = choice.generation
+        assert generation is not None
+        outputs = generation.take()
+        if not self._has_begun:
+            self._has_begun = True
+            self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
+        followers, choice.followers = choice.followers, []
+        for follower in followers:
+            self._submit(follower, generation.rank)
         text = ""
-        while completion.finish_reason is None:
-            text += await completion.read()
-        body = writer.whole(text, completion.finish_reason, completion.usage)
-        return Response(body, media_type="application/json")
-    finally:
-        watch.cancel()
-        completion.close()
+        for output in outputs:
+            choice.num_cached_tokens = max(choice.num_cached_tokens, output.num_cached_tokens)
+            text += choice.transcript.add(output.token_ids, output.finish_reason)
+            if choice.finish_reason is not None:
+                self._note_end()
+                generation.close(choice.finish_reason)  # a stop string comes before the engine
+                break
+        return text
 
+    def _note_end(self) -> None:
+        self._num_open -= 1
+        if self.is_complete:
+            reasons = {each.finish_reason.value for each in self.choices if each.finish_reason}
+            self._outcome = ", ".join(sorted(reasons))
 
-class AnswerStream(Response):
-    """The answer as server-sent events, as it is made; a client that leaves ends it.
-
-    Each token costs one turn through here: nothing lies between this loop and the server.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, completion: Completion, writer: Writer, includes_usage: bool) -> None:
-        # Not the base class's, which would announce the length of a body.
-        self.status_code = 200
-        self.background = None
-        self.init_headers({"Cache-Control": "no-cache"})
-        self._completion = completion
-        self._writer = writer
-        self._includes_usage = includes_usage
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.create_task(_watch(receive, self._completion))
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        try:
-            await send(start)
-            end = await self._stream(send)
-            await send({"type": "http.response.body", "body": end + DONE})
-        finally:
-            watch.cancel()
-            self._completion.close()
-
-    async def _stream(self, send: Send) -> bytes:
-        """Sends events as outputs come; the last ones, with all that is known at the end."""
-        completion, writer = self._completion, self._writer
-        try:
-            events = writer.first()
-            while True:
-                if events:
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-                text = await completion.read()
-                events = writer.delta(text) if text else b""
-                if completion.finish_reason is not None:
-                    events += writer.last(completion.finish_reason)
-                    return events + writer.usage(completion.usage) * self._includes_usage
-        except ClientLeft:
-            return b""
-        except ApiError as problem:
-            failure = problem
-        except Exception:  # the status has been sent: the stream must say it
-            logger.exception("a stream failed")
-            failure = InternalError()
-        STREAM_ERROR.set(failure.code or failure.type)
-        return event(failure.body())
-
-
-async def _watch(receive: Receive, completion: Completion) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    completion.abandon()
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

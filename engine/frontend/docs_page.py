@@ -13,6 +13,8 @@ from engine.frontend.parameters import IGNORED, NOT_YET
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
     "/v1/completions": {"prompt": "Once upon a time", "max_tokens": 32},
+    "/tokenize": {"prompt": "Once upon a time"},
+    "/detokenize": {"tokens": [1, 2, 3]},
 }
 _BOUNDS = {
     "minimum": "at least",
@@ -38,7 +40,7 @@ def docs_page(openapi: dict[str, Any], model: str, url: str) -> str:
             "path": path,
             "description": operation.get("description", ""),
             "body": _object(schemas[body]) if (body := _body(operation)) else None,
-            "example": _example(method, f"{url}{path}", _EXAMPLES.get(path), model),
+            "example": _example(method, url, path, model),
         }
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
@@ -108,12 +110,13 @@ def _bounds(schema: dict[str, Any]) -> list[str]:
     return [f"{_BOUNDS[key]} {limit:g}" for key, limit in found.items()]
 
 
-def _example(method: str, url: str, more: dict[str, Any] | None, model: str) -> str:
+def _example(method: str, url: str, path: str, model: str) -> str:
     """The line for a shell."""
+    where = shlex.quote(url + path.replace("{model}", model))
     if method != "post":
-        return f"curl {shlex.quote(url)}"
-    body = shlex.quote(json.dumps({"model": model, **(more or {})}))
-    return f"curl {shlex.quote(url)} -H 'Content-Type: application/json' \\\n  -d {body}"
+        return f"curl {where}"
+    body = shlex.quote(json.dumps({"model": model, **_EXAMPLES.get(path, {})}))
+    return f"curl {where} -H 'Content-Type: application/json' \\\n  -d {body}"
 
 
 def _as_html(text: str) -> Markup:

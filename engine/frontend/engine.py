@@ -28,6 +28,7 @@ class Engine:
         trusted_s: When it was last known to be ready and within reach, and owed no answer.
         work: What it has to do; `own` is the sum over its generations.
         report_s: When it reported its load; what was sent later is not in there.
+        num_queued: Those of its requests for which nothing has come yet.
         generations: Its requests in flight, in the order in which they were sent.
     """
 
@@ -51,6 +52,7 @@ class Engine:
         self.heard_s = self.trusted_s = -math.inf
         self.work = RankWork(rank)
         self.report_s = -math.inf
+        self.num_queued = 0
         self.generations: dict[int, Generation] = {}
 
     @property

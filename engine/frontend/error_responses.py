@@ -11,6 +11,7 @@ from engine.frontend import refusals
 from engine.frontend.errors import (
     ApiError,
     BodyTooLarge,
+    BodyTooLate,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -58,6 +59,8 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
             methods = set((problem.headers or {}).get("Allow", "").split(", "))
             allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             error = MethodNotAllowed(f"Method not allowed: {call}. Allowed: {allowed}.", allowed)
+        case 408:
+            error = BodyTooLate(f"{problem.detail}.", code="body_too_late")
         case 413:
             error = BodyTooLarge(f"{problem.detail}.", code="body_too_large")
         case status:

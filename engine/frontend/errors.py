@@ -64,6 +64,55 @@ class BodyTooLarge(InvalidRequest):
     headers = {"Connection": "close"}
 
 
+class UnsupportedContentType(InvalidRequest):
+    status = 415
+
+    def __init__(self) -> None:
+        message = "The body must be JSON, sent with 'Content-Type: application/json'."
+        super().__init__(message, code="unsupported_content_type")
+
+
+class Unauthorized(InvalidRequest):
+    """No key, or a wrong one."""
+
+    status = 401
+    headers = {"WWW-Authenticate": "Bearer"}
+
+    def __init__(self, is_given: bool) -> None:
+        what = "Incorrect API key provided." if is_given else "You didn't provide an API key."
+        message = f"{what} It is sent as 'Authorization: Bearer KEY'."
+        super().__init__(message, code="invalid_api_key")
+
+
+class BodyTooLate(InvalidRequest):
+    """The client has begun a request and does not send the rest."""
+
+    status = 408
+    headers = {"Connection": "close"}
+
+
+class RequestTimedOut(ApiError):
+    """The answer takes longer than any is allowed to."""
+
+    status = 504
+
+    def __init__(self, limit_s: float) -> None:
+        message = (
+            f"The answer was not complete after {limit_s:g} s (frontend.request_timeout_s):"
+            " ask for fewer tokens."
+        )
+        super().__init__(message, code="request_timeout")
+
+
+class SlowReader(ApiError):
+    """The client does not read the stream, which waits in memory. It does not see this either."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The client reads too slowly.", code="slow_reader")
+
+
 class EngineFailed(ApiError):
     """An engine core could not answer, and says why."""
 
@@ -77,6 +126,9 @@ class Unavailable(ApiError):
 
 class Overloaded(Unavailable):
     """A limit of what waits or runs at the same time is reached."""
+
+    status = 429
+    type = "rate_limit_error"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="overloaded")

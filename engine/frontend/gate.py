@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.frontend.admission import Admission
 from engine.frontend.body_limit import limited
 from engine.frontend.error_responses import error_response
-from engine.frontend.errors import Unavailable
+from engine.frontend.errors import Unauthorized, Unavailable
+from engine.frontend.key_check import KeyCheck
 from engine.metrics import HTTP_RECEIVED, HTTP_REQUEST_TIME, HTTP_REQUESTS, HTTP_SENT, Metrics
 
 logger = logging.getLogger(__name__)
@@ -22,17 +23,24 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 STREAM_ERROR: ContextVar[str] = ContextVar("stream_error")
 """Code of the error that ended the current task's stream; empty while none has."""
 _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
+_OPEN_PATHS = ("/health", "/ready")
+"""For whoever looks after processes and has no key."""
 _OTHER_ROUTE = "other"
 
 
 class Gate:
-    """Gives each request an id, takes a new POST only when the front end does, a HEAD as a GET.
+    """Gives each request an id, asks for a key, takes a new POST only when the front end does.
+
+    A HEAD is answered as a GET.
 
     A client's own `X-Request-Id` is kept if it is printable ASCII of up to 128 characters; the
     answer and the log lines name the request by it.
 
     Args:
+        keys: Without one of them only `/health` and `/ready` answer, and everything on the
+            private unix sockets, which only the user can reach that runs the deployment.
         max_body_bytes: A longer body is not read to its end.
+        body_s: Seconds in which a body must have come.
         routes: Paths that are counted each by itself; all others together.
     """
 
@@ -41,13 +49,16 @@ class Gate:
         app: ASGIApp,
         admission: Admission,
         metrics: Metrics,
+        keys: KeyCheck,
         max_body_bytes: int,
+        body_s: float,
         routes: Collection[str],
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
+        self._keys = keys
+        self._max_body_bytes, self._body_s = max_body_bytes, body_s
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,17 +66,18 @@ class Gate:
         REQUEST_ID.set(request_id)  # each request has a task of its own, and so its own context
         STREAM_ERROR.set("")
         exchange = _Exchange(request_id, send, self._metrics)
-        receive = self._counted(limited(scope, receive, self._max_body_bytes))
+        receive = self._counted(limited(scope, receive, self._max_body_bytes, self._body_s))
         start_s = time.monotonic()
         if scope["method"] == "HEAD":  # in the server's own scope it stays: it leaves the body out
             scope = {**scope, "method": "GET"}
         try:
+            self._check_key(scope)
             if scope["method"] == "POST":
                 with self._admission.entered():
                     await self._app(scope, receive, exchange.send)
             else:
                 await self._app(scope, receive, exchange.send)
-        except Unavailable as refusal:
+        except (Unauthorized, Unavailable) as refusal:
             await error_response(refusal)(scope, receive, exchange.send)
         except Exception:  # answered with status 500 already
             logger.exception("request %s failed", request_id)
@@ -75,6 +87,13 @@ class Gate:
             self._metrics.add(HTTP_REQUESTS, labels=labels)
             seconds = time.monotonic() - start_s
             self._metrics.observe(HTTP_REQUEST_TIME, seconds, labels=(route,))
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._keys.is_open or scope["path"] in _OPEN_PATHS or _is_private(scope):
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if not self._keys.admits(given):
+            raise Unauthorized(is_given=bool(given))
 
     def _counted(self, receive: Receive) -> Receive:
         async def receive_counted() -> Message:
@@ -108,6 +127,12 @@ class _Exchange:
         else:
             self._metrics.add(HTTP_SENT, len(message.get("body", b"")))
         await self._send(message)
+
+
+def _is_private(scope: Scope) -> bool:
+    """Whether it came by a unix socket, which has a path and no port."""
+    server = scope.get("server")
+    return server is not None and server[1] is None
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,6 +1,5 @@
 """One request in flight, seen from its reader."""
 
-import asyncio
 from collections.abc import Callable
 
 from engine.frontend.errors import ApiError
@@ -11,10 +10,9 @@ from engine.protocol import AddRequest, FinishReason, RequestOutput
 class Generation:
     """The outputs of one request, as they come.
 
-    A reader takes all that came since it last did, so what waits for a slow one is never more than
-    `max_tokens` tokens.
-
     Attributes:
+        num_unread: Tokens that have come and that nobody has taken.
+        is_queued: Nothing has come yet.
         sequence: Number of the `AddRequest` that asked for it.
         sent_s: When it was sent.
         work: What it still costs its rank, for the load balancer.
@@ -25,9 +23,11 @@ class Generation:
         "_num_output_tokens",
         "_num_prompt_tokens",
         "_on_close",
+        "_on_news",
         "_outputs",
         "_problem",
-        "_waiter",
+        "is_queued",
+        "num_unread",
         "rank",
         "request_id",
         "sent_s",
@@ -53,20 +53,24 @@ class Generation:
         self._on_close = on_close
         self._outputs: list[RequestOutput] = []
         self._problem: ApiError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._on_news: Callable[[], None] = lambda: None
+        self.num_unread = 0
+        self.is_queued = True
 
-    async def take(self) -> list[RequestOutput]:
-        """The outputs since the last call, at least one.
+    def watch(self, on_news: Callable[[], None]) -> None:
+        """Lets somebody know when outputs have come, or it has failed."""
+        self._on_news = on_news
+
+    def take(self) -> list[RequestOutput]:
+        """The outputs since the last call.
 
         Raises:
             ApiError: The request has failed; outputs that nobody took are dropped.
         """
-        if not self._outputs and self._problem is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
         if self._problem is not None:
             raise self._problem
         outputs, self._outputs = self._outputs, []
+        self.num_unread = 0
         return outputs
 
     def close(self, reason: FinishReason = FinishReason.abort) -> None:
@@ -81,12 +85,10 @@ class Generation:
         self._num_output_tokens += len(output.token_ids)
         self.work = work_of(self._num_prompt_tokens, self._num_output_tokens, self._max_tokens)
         self._outputs.append(output)
-        self._wake()
+        self.num_unread += len(output.token_ids)
+        self.is_queued = False
+        self._on_news()
 
     def fail(self, problem: ApiError) -> None:
         self._problem = problem
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._on_news()

@@ -88,6 +88,11 @@ class InFlight:
             engine.is_connected = is_connected
             self._candidates = None
 
+    @property
+    def num_queued(self) -> int:
+        """Requests for which nothing has come yet."""
+        return sum(engine.num_queued for engine in self.engines.values())
+
     def candidates(self) -> list[RankWork]:
         """The ranks that take new requests, in ascending order."""
         if self._candidates is None:
@@ -104,6 +109,7 @@ class InFlight:
     ) -> Generation:
         """Notes a request that was sent to an engine."""
         generation = Generation(engine.rank, request, on_close, now_s)
+        engine.num_queued += 1
         engine.generations[request.request_id] = generation
         engine.change_work(generation, generation.work)
         return generation
@@ -207,6 +213,7 @@ def _deliver(engine: Engine, generation: Generation, output: RequestOutput) -> N
             generation.deliver(output)
         case None:
             before = generation.work
+            engine.num_queued -= generation.is_queued
             generation.deliver(output)
             engine.change_work(generation, generation.work - before)
 
@@ -223,6 +230,7 @@ def _fail_with(engine: Engine, generation: Generation, problem: ApiError) -> Non
 
 def _drop(engine: Engine, generation: Generation) -> None:
     del engine.generations[generation.request_id]
+    engine.num_queued -= generation.is_queued
     engine.change_work(generation, -generation.work)
 
 

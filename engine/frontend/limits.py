@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 
+import msgspec
+
 from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
@@ -28,8 +30,10 @@ def sampling_params(
     prompt_token_ids: Sequence[int],
     settings: Settings,
     seeds: random.Random,
-) -> SamplingParams:
-    """How the engine shall choose the tokens.
+) -> list[SamplingParams]:
+    """How the engine shall choose the tokens of each of a prompt's choices.
+
+    A choice is what a request for it alone would get: the seed given, plus its number.
 
     Args:
         seeds: Of the front end, for a request that brings no seed.
@@ -39,23 +43,31 @@ def sampling_params(
             too little of the context.
     """
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-    _check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
+    check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
     max_tokens = _max_tokens(
         request.max_tokens, len(prompt_token_ids), settings.max_model_len, param
     )
     temperature = 1.0 if request.temperature is None else request.temperature
-    seed = seeds.getrandbits(64) if request.seed is None else request.seed
-    return SamplingParams(
+    first = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=min(max(request.top_k or 0, 0), settings.facts.vocab_size),
-        seed=seed % _SEEDS,  # -1 is 2**64 - 1
         ignore_eos=bool(request.ignore_eos),
     )
+    if request.seed is None:
+        drawn = [seeds.getrandbits(64) for _ in range(request.num_choices)]
+    else:  # -1 is 2**64 - 1
+        drawn = [(request.seed + index) % _SEEDS for index in range(request.num_choices)]
+    return [msgspec.structs.replace(first, seed=seed) for seed in drawn]
 
 
-def _check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Looks whether a model can be given these.
+
+    Raises:
+        InvalidRequest: There are none, or one that the model does not know.
+    """
     if not token_ids:
         raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
     largest = max(token_ids)

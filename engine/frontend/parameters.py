@@ -83,6 +83,9 @@ Unicode = AfterValidator(_check_unicode)
 Text = Annotated[str, Unicode]
 
 
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+
+
 def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:
     name = name[:_MAX_QUOTED]
     closest = difflib.get_close_matches(name, known, n=1)

@@ -13,6 +13,7 @@ import uvloop
 import zmq
 
 from engine import __version__, transport
+from engine.access import Access
 from engine.config import ModelOptions, ProcessSpec, Role, Settings
 from engine.errors import EngineError
 from engine.frontend.client import EngineClient
@@ -24,6 +25,8 @@ from engine.protocol import Phase, Register
 
 logger = logging.getLogger(__name__)
 
+OPEN = Access()
+
 
 def run(
     process: ProcessSpec,
@@ -34,12 +37,14 @@ def run(
     listen_fds: tuple[int, ...],
     keys: transport.Keys | None = None,
     ports: Sequence[int] = (),
+    access: Access = OPEN,
 ) -> None:
     """Is a front end until its lifeline ends.
 
     Args:
         listen_fds: Listening sockets to serve on.
         ports: On which it listens for engine cores of other machines: requests, outputs; else any.
+        access: Who may use it.
 
     Raises:
         EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
@@ -71,7 +76,7 @@ def run(
         )
         register = _register(process, incarnation, endpoints)
         told = (settings, coordinator_endpoint, register)
-        uvloop.run(_live(*told, client, metrics, lifeline, sockets, keys))
+        uvloop.run(_live(*told, client, metrics, lifeline, sockets, keys, access))
 
 
 async def _live(
@@ -83,6 +88,7 @@ async def _live(
     lifeline: Lifeline,
     sockets: Sequence[socket.socket],
     keys: transport.Keys | None,
+    access: Access,
 ) -> None:
     front_end = FrontEnd(settings, coordinator_endpoint, register, client, metrics, keys)
     client.start(front_end.note_readiness)
@@ -92,7 +98,7 @@ async def _live(
         grace_s=settings.health.stop_s * GRACE,
     )
     try:
-        await _serve(front_end, sockets)
+        await _serve(front_end, sockets, access)
     finally:
         client.close()
         front_end.link.close()
@@ -100,7 +106,7 @@ async def _live(
         raise EngineError(front_end.failure)
 
 
-async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
+async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket], access: Access) -> None:
     # Imported when the process has registered: it takes a second.
     from engine.frontend.app import make_app
     from engine.frontend.server import Server
@@ -109,8 +115,9 @@ async def _serve(front_end: FrontEnd, sockets: Sequence[socket.socket]) -> None:
     front_end.enter_phase(Phase.loading_tokenizer)
     tokenizer = await asyncio.to_thread(_load_tokenizer, settings.model)
     server = Server(
-        make_app(front_end, tokenizer),
+        make_app(front_end, tokenizer, access),
         keep_alive_s=settings.frontend.keep_alive_s,
+        receive_s=settings.frontend.receive_timeout_s,
         stop_s=settings.health.stop_s * GRACE / 2,
         on_started=front_end.start_listening,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.frontend.errors import InvalidRequest
+from engine.frontend.errors import InvalidRequest, UnsupportedContentType
 
 _MAX_QUOTED = 64
 """Characters of a client's own value that a message repeats."""
@@ -39,6 +39,8 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if kind == "json_invalid":
         message = f"The body is not valid JSON: {context['error']} at position {error['loc'][-1]}."
         return InvalidRequest(message, code="invalid_json")
+    if not param and error["input"] and isinstance(error["input"], bytes):
+        return UnsupportedContentType()  # FastAPI saw no reason to parse it
     if not param:
         return InvalidRequest(
             "The body must be a JSON object, sent with 'Content-Type: application/json'.",

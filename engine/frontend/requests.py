@@ -1,90 +1,48 @@
 """Bodies of the requests: OpenAI's, with the extensions that vLLM made common."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from engine.frontend.parameters import RequestModel, Text, Unicode, fault, ignored, not_yet
+from engine.frontend.messages import Conversation, Messages, shape_of
+from engine.frontend.parameters import (
+    RequestModel,
+    Text,
+    TokenIds,
+    Unicode,
+    fault,
+    ignored,
+    not_yet,
+)
 
 MAX_STOPS = 4
 """OpenAI's limit."""
 MAX_STOP_CHARS = 1024
 """Bounds the search for stop strings, which is done anew at each token."""
-
-
-def _shape_of(value: Any) -> str:
-    """Tag of the union member that a value is meant to be. Parentheses: no part of a param."""
-    if not isinstance(value, list):
-        return "(text)"
-    match value[:1]:
-        case [int()]:
-            return "(token ids)"
-        case [list()]:
-            return "(token id lists)"
-        case _:
-            return "(list)"
-
-
+MAX_N = 128
+"""OpenAI's limit."""
+MAX_CHOICES = 1024
+"""Of one request, which is admitted and answered as a whole."""
+_SEVERAL = (Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),)
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS), Unicode]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
-
-
-class TextPart(RequestModel):
-    type: Literal["text"]
-    """The only kind of part that is supported."""
-    text: Text
-    """What the part says."""
-
-
-class ChatMessage(RequestModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "if": {"properties": {"role": {"const": "assistant"}}},
-            "else": {
-                "required": ["content"],
-                "properties": {"content": {"not": {"type": "null"}}},
-            },
-        }
-    )
-
-    role: Literal["system", "developer", "user", "assistant"]
-    """Who says it; `developer` is another name for `system`."""
-    content: (
-        Annotated[
-            Annotated[Text, Tag("(text)")]
-            | Annotated[list[TextPart], Field(fail_fast=True), Tag("(list)")],
-            Discriminator(_shape_of),
-        ]
-        | None
-    ) = None
-    """Text, or text parts, which are joined by line breaks. Only an `assistant` may have none."""
-    name: Any = ignored()
-    refusal: Any = ignored()
-    annotations: Any = ignored()
-    audio: Any = not_yet()
-    tool_calls: Any = not_yet([])
-    tool_call_id: Any = not_yet()
-    function_call: Any = not_yet()
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "ChatMessage":
-        if self.content is None and self.role != "assistant":
-            raise fault("missing_required_parameter", "Missing required parameter.", "content")
-        return self
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates know it."""
-        content = self.content or ""
-        if isinstance(content, list):
-            content = "\n".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class StreamOptions(RequestModel):
     include_usage: bool | None = None
     """Send one more chunk, without choices, that counts the tokens."""
     include_obfuscation: Any = ignored()
-    continuous_usage_stats: Any = not_yet(False)
+    continuous_usage_stats: bool | None = None
+    """With `include_usage`: each chunk counts the tokens so far."""
+
+    @model_validator(mode="after")
+    def _stats_are_part_of_usage(self) -> "StreamOptions":
+        if self.continuous_usage_stats and not self.include_usage:
+            raise fault(
+                "invalid_value",
+                "'continuous_usage_stats' is only allowed with 'include_usage'.",
+                "continuous_usage_stats",
+            )
+        return self
 
 
 class _Request(RequestModel):
@@ -110,13 +68,17 @@ class _Request(RequestModel):
         Annotated[
             Annotated[StopText, Tag("(text)")]
             | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("(list)")],
-            Discriminator(_shape_of),
+            Discriminator(shape_of),
         ]
         | None
     ) = None
     """A text, or up to 4, at which the answer ends; not part of the answer."""
+    include_stop_str_in_output: bool | None = None
+    """Let the answer end after the stop text. Default: false, before it."""
     ignore_eos: bool | None = None
     """Go on after the model's end of text, up to `max_tokens`. Default: false."""
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    """Answers to each prompt, each with a seed of its own. Default: 1."""
 
     metadata: Any = ignored()
     prompt_cache_key: Any = ignored()
@@ -126,11 +88,9 @@ class _Request(RequestModel):
     user: Any = ignored()
 
     frequency_penalty: Any = not_yet(0)
-    include_stop_str_in_output: Any = not_yet(False)
     logit_bias: Any = not_yet({})
     min_p: Any = not_yet(0)
     min_tokens: Any = not_yet(0)
-    n: Any = not_yet(1)
     presence_penalty: Any = not_yet(0)
     priority: Any = not_yet(0)
     repetition_penalty: Any = not_yet(1)
@@ -153,25 +113,32 @@ class _Request(RequestModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
+    def num_choices(self) -> int:
+        """Of each prompt."""
+        return self.n or 1
+
+    @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def shows_usage(self) -> bool:
+        """Each chunk tells the usage so far."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
-class ChatCompletionRequest(_Request):
+
+class ChatCompletionRequest(Conversation, _Request):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Messages
     """The conversation, the newest message last."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
 
     parallel_tool_calls: Any = ignored()
 
-    add_generation_prompt: Any = not_yet(True)
     audio: Any = not_yet()
     chat_template: Any = not_yet()
-    chat_template_kwargs: Any = not_yet({})
-    continue_final_message: Any = not_yet(False)
     function_call: Any = not_yet("none", "auto")
     functions: Any = not_yet([])
     logprobs: Any = not_yet(False)
@@ -197,32 +164,40 @@ class ChatCompletionRequest(_Request):
         return self
 
 
-def _only_one(prompts: list[Any]) -> Any:
-    if len(prompts) > 1:
-        raise fault("unsupported_value", "Several prompts in one request are not supported yet.")
-    return prompts[0]
-
-
-_ONE = (Field(min_length=1, fail_fast=True), AfterValidator(_only_one))
-
-
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
 
     prompt: Annotated[
         Annotated[Text, Tag("(text)")]
         | Annotated[TokenIds, Tag("(token ids)")]
-        | Annotated[list[Text], *_ONE, Tag("(list)")]
-        | Annotated[list[TokenIds], *_ONE, Tag("(token id lists)")],
-        Discriminator(_shape_of),
+        | Annotated[list[Text], *_SEVERAL, Tag("(list)")]
+        | Annotated[list[TokenIds], *_SEVERAL, Tag("(token id lists)")],
+        Discriminator(shape_of),
     ]
-    """Text or token ids; a list of one of them too."""
+    """Text or token ids, or a list of texts or of token ids: each is continued by itself."""
 
     best_of: Any = not_yet(1)
     echo: Any = not_yet(False)
     logprobs: Any = not_yet()
     suffix: Any = not_yet("")
 
+    @model_validator(mode="after")
+    def _not_too_many(self) -> "CompletionRequest":
+        num_choices = len(self.prompts) * self.num_choices
+        if num_choices > MAX_CHOICES:
+            raise fault(
+                "too_many_choices",
+                f"At most {MAX_CHOICES} answers can be asked for at once, prompts times 'n':"
+                f" {num_choices}.",
+                "n",
+            )
+        return self
+
     @property
-    def text_or_token_ids(self) -> str | list[int]:
-        return self.prompt  # type: ignore[return-value]  # lists of one are unpacked
+    def prompts(self) -> list[str | list[int]]:
+        """Each by itself."""
+        match self.prompt:
+            case str() | [int(), *_]:
+                return [self.prompt]  # type: ignore[list-item]
+            case several:
+                return [*several]

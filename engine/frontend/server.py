@@ -2,27 +2,36 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from engine.frontend.connection import Connection
+
 
 class Server(uvicorn.Server):
     """Serves until `should_exit` is set; signals are left to the process.
 
     Args:
+        receive_s: Seconds that a client gets to send a request's head.
         stop_s: Seconds that open connections get when it ends.
         on_started: Called when requests are taken.
     """
 
     def __init__(
-        self, app: ASGIApp, keep_alive_s: int, stop_s: float, on_started: Callable[[], None]
+        self,
+        app: ASGIApp,
+        keep_alive_s: int,
+        receive_s: float,
+        stop_s: float,
+        on_started: Callable[[], None],
     ) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=functools.partial(Connection, receive_s=receive_s),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,

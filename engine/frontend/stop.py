@@ -8,11 +8,15 @@ class StopMatcher:
 
     First is the one that is complete first; of two that end at the same place the longer. Text that
     may be the beginning of a stop string is held back until more text decides.
+
+    Args:
+        includes_stop: The text ends after the stop string, else before it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], includes_stop: bool = False) -> None:
         assert all(stops), "an empty stop string matches everywhere"
         self._stops = tuple(stops)
+        self._includes_stop = includes_stop
         self._held = ""
         self.stopped = False
 
@@ -23,11 +27,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         text = self._held + piece
-        start = _first_match(text, self._stops)
-        if start is not None:
+        match = _first_match(text, self._stops)
+        if match is not None:
             self.stopped = True
             self._held = ""
-            return text[:start]
+            return text[: match[self._includes_stop]]
         safe = len(text) - _longest_beginning(text, self._stops)
         self._held = text[safe:]
         return text[:safe]
@@ -38,10 +42,13 @@ class StopMatcher:
         return held
 
 
-def _first_match(text: str, stops: Sequence[str]) -> int | None:
-    """Where the stop string that is complete first begins."""
+def _first_match(text: str, stops: Sequence[str]) -> tuple[int, int] | None:
+    """Where the stop string that is complete first begins and ends."""
     found = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+    if not found:
+        return None
+    end, start = min(found)
+    return start, end
 
 
 def _longest_beginning(text: str, stops: Sequence[str]) -> int:

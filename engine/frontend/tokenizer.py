@@ -7,9 +7,10 @@ from pathlib import Path
 import tokenizers
 
 from engine.errors import ModelError
-from engine.frontend.chat_template import Message, read_chat_template
+from engine.frontend.chat_template import read_chat_template
 from engine.frontend.detokenizer import Detokenizer
 from engine.frontend.errors import InvalidRequest
+from engine.frontend.messages import ChatMessage, Conversation
 
 LONG_TEXT = 8192
 """Characters above which text is encoded in a thread (a few milliseconds of work)."""
@@ -36,12 +37,30 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
 
-    async def encode_text(self, text: str) -> list[int]:
-        """Token ids of a bare prompt, with the special tokens that the model wants around it."""
-        return await self._encode(text, add_special_tokens=True)
+    async def encode_text(self, text: str, adds_special: bool = True) -> list[int]:
+        """Token ids of a bare prompt.
 
-    async def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        Args:
+            adds_special: With the special tokens that the model wants around it.
+        """
+        (token_ids,) = await self._encode([text], adds_special)
+        return token_ids
+
+    async def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` of each, in one go."""
+        return await self._encode(texts, adds_special=True)
+
+    async def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        conversation: Conversation | None = None,
+        adds_special: bool = False,
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer begins.
+
+        Args:
+            conversation: How it is to be rendered, unless as always.
+            adds_special: Around what the template writes, which has special tokens already.
 
         Raises:
             InvalidRequest: The model has no chat template, or it does not take these messages.
@@ -50,8 +69,23 @@ class Tokenizer:
             raise InvalidRequest(
                 "This model has no chat template: use /v1/completions.", param="messages"
             )
-        # The template writes the special tokens itself.
-        return await self._encode(self._chat_template.render(messages), add_special_tokens=False)
+        how = conversation or Conversation()
+        text = self._chat_template.render(
+            [message.for_template() for message in messages],
+            how.chat_template_kwargs or {},
+            adds_generation_prompt=how.adds_generation_prompt,
+            continues_last=bool(how.continue_final_message),
+        )
+        (token_ids,) = await self._encode([text], adds_special)
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """What the vocabulary calls each token."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
     def detokenizer(self, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """A new stream of text.
@@ -62,11 +96,12 @@ class Tokenizer:
         """
         return Detokenizer(self._tokenizer, self._special, prompt_token_ids)
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if len(text) <= LONG_TEXT:
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    async def _encode(self, texts: Sequence[str], adds_special: bool) -> list[list[int]]:
+        if sum(map(len, texts)) <= LONG_TEXT:
+            encode = self._tokenizer.encode
+            return [encode(text, add_special_tokens=adds_special).ids for text in texts]
         # Unlike encode, encode_batch lets other threads run meanwhile.
         encodings = await asyncio.to_thread(
-            self._tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens
+            self._tokenizer.encode_batch, list(texts), add_special_tokens=adds_special
         )
-        return encodings[0].ids
+        return [encoding.ids for encoding in encodings]

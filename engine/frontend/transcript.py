@@ -20,6 +20,7 @@ class Transcript:
 
     Args:
         end_token_ids: Tokens that are no text where the engine stops at them.
+        includes_stop: The text ends after a stop string, else before it.
 
     Attributes:
         finish_reason: None while the answer goes on.
@@ -27,10 +28,14 @@ class Transcript:
     """
 
     def __init__(
-        self, reader: TokenReader, stops: Sequence[str], end_token_ids: Collection[int]
+        self,
+        reader: TokenReader,
+        stops: Sequence[str],
+        end_token_ids: Collection[int],
+        includes_stop: bool = False,
     ) -> None:
         self._reader = reader
-        self._matcher = StopMatcher(stops)
+        self._matcher = StopMatcher(stops, includes_stop)
         self._end_token_ids = end_token_ids
         self.finish_reason: FinishReason | None = None
         self.num_tokens = 0

@@ -11,7 +11,7 @@ def make_executor(plan: DeploymentPlan, means: Means, tell: Tell) -> Executor:
         case "mp":
             from launcher.executors.mp import MpExecutor
 
-            return MpExecutor(plan)
+            return MpExecutor(plan, means.access)
         case "ray":
             from launcher.executors.ray.executor import RayExecutor
 

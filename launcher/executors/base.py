@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.access import Access
 from engine.transport import Keys
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Means:
     """Until every placement group must stand."""
     session: "Session | None" = None
     """Connected to the Ray cluster that the plan is for; None: there is none yet."""
+    access: Access = Access()
+    """Who may use the front ends."""
     given_groups: Mapping[str, Any] = field(default_factory=dict)
     """Ray's placement groups that stand already, by their names in the plan: left alone."""
 

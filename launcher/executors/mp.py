@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from engine.access import Access
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
 from engine.lifeline import FAREWELL, frame
@@ -27,6 +28,7 @@ from launcher.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
+_OPEN = Access()
 _KILL_S = 5.0
 """Seconds that the kernel gets to end a process that was killed."""
 _TAIL_BYTES = 64 << 10
@@ -46,14 +48,17 @@ class MpExecutor:
     """Children hang on a pipe each, and end when it closes: by `stop`, or with the launcher.
 
     Args:
+        access: Who may use the front ends: told to those alone.
         host: Address on which they listen for processes of other machines; None: there are none.
 
     Attributes:
         keys: With which they speak to those.
     """
 
-    def __init__(self, plan: DeploymentPlan, host: str | None = None) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: DeploymentPlan, access: Access = _OPEN, host: str | None = None
+    ) -> None:
+        self._plan, self._access = plan, access
         self._ports = HeldPorts(host) if host is not None else None
         self.keys = Keys.make() if host is not None else None
         self._directory = RunDirectory(plan.name)
@@ -146,6 +151,7 @@ class MpExecutor:
             incarnation=incarnation,
             listen_fds=tuple(bound.fileno() for bound in listening),
             keys=self.keys,
+            access=self._access if spec.role is Role.frontend else _OPEN,
             ports=self._ports_of(spec),
             run_directory=str(self._directory.path),
         )

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.config import Device, DType, ModelKind, ProcessSpec, Role
@@ -254,6 +254,8 @@ def test_same_inputs_give_the_same_bytes(config, facts, cluster):
 
 @given(configs, models, clusters)
 def test_whatever_a_refusal_offers_can_be_planned(config, facts, cluster):
+    # which is checked before
+    assume(config.dp > 1 or config.topology.kind is not TopologyKind.split)
     try:
         plan_for(config, facts, cluster)
     except Refused as refused:

@@ -75,7 +75,7 @@ class RayExecutor:
         others = [process for process in plan.processes if process.role is not Role.engine]
         self._plan, self._engines = plan, engines
         self._local = MpExecutor(
-            msgspec.structs.replace(plan, processes=tuple(others)), _host(plan)
+            msgspec.structs.replace(plan, processes=tuple(others)), means.access, _host(plan)
         )
         self._session, self._tell = means.session, tell
         self._group_deadline_s = means.group_deadline_s

@@ -4,7 +4,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ import httpx2
 import openai
 import pytest
 
+from engine.access import Access
 from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
 from engine.config import (
     BalancerOptions,
@@ -26,6 +27,7 @@ from engine.config import (
     Settings,
 )
 from engine.frontend import process
+from engine.frontend.process import OPEN
 from engine.frontend.tokenizer import Tokenizer
 from engine.protocol import Phase
 from tests.engine.frontend.chat_request import CHAT
@@ -42,8 +44,15 @@ class RunningFrontEnd:
         unix_socket: Where it listens too.
     """
 
-    def __init__(self, settings: Settings, deployment: FakeDeployment, directory: Path) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        deployment: FakeDeployment,
+        directory: Path,
+        access: Access = OPEN,
+    ) -> None:
         self.settings = settings
+        self._access = access
         self.deployment = deployment
         self.lifeline = FakeLifeline()
         self.problem: BaseException | None = None
@@ -100,6 +109,7 @@ class RunningFrontEnd:
                 3,
                 self.lifeline,  # type: ignore[arg-type]
                 self._fds,
+                access=self._access,
             )
         except BaseException as problem:
             self.problem = problem
@@ -126,12 +136,14 @@ def started(
     suspect_s: float = 10 * DEADLINE_S,
     prepare: Callable[[FakeDeployment], None] = lambda deployment: None,
     policy: BalancerPolicy = BalancerPolicy.least_loaded,
-    max_requests: int = 4096,
+    api_keys: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator[RunningFrontEnd]:
     """A front end that serves, in a deployment of ready ranks.
 
     Args:
         prepare: Changes the deployment before the front end starts.
+        options: Of the front end.
     """
     health = HealthOptions(silence_s=silence_s, suspect_s=suspect_s, stop_s=10.0)
     settings = make_settings(
@@ -139,13 +151,18 @@ def started(
         dp=dp,
         health=health,
         balancer=BalancerOptions(policy=policy),
-        frontend=FrontendOptions(port=0, max_requests=max_requests),
+        frontend=FrontendOptions(port=0, **options),
         coordinator=CoordinatorOptions(metrics_interval_s=0.05),
     )
     with tempfile.TemporaryDirectory(prefix="flotilla-") as directory:  # short, for ipc paths
         deployment = FakeDeployment(Path(directory), dp)
         prepare(deployment)
-        with deployment, RunningFrontEnd(settings, deployment, Path(directory)) as front_end:
+        with (
+            deployment,
+            RunningFrontEnd(
+                settings, deployment, Path(directory), Access(tuple(api_keys))
+            ) as front_end,
+        ):
             yield front_end
 
 

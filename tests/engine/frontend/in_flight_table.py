@@ -110,9 +110,9 @@ class Table:
 
 async def problem_of(generation: Generation) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await generation.take()
+        generation.take()
     return caught.value
 
 
 async def tokens_of(generation: Generation) -> list[int]:
-    return [token for output in await generation.take() for token in output.token_ids]
+    return [token for output in generation.take() for token in output.token_ids]

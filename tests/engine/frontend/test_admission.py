@@ -53,7 +53,7 @@ def test_the_place_has_an_end():
             with pytest.raises(Overloaded) as caught, admission.entered():
                 pass
             assert caught.value.message == "2 requests are in flight: frontend.max_requests."
-            assert (caught.value.status, caught.value.code) == (503, "overloaded")
+            assert (caught.value.status, caught.value.code) == (429, "overloaded")
             assert caught.value.headers["Retry-After"] == "1"
         with admission.entered():
             assert admission.num_inside == 2

@@ -5,18 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from engine.frontend.requests import (
-    ChatCompletionRequest,
-    ChatMessage,
-    CompletionRequest,
-    StreamOptions,
-)
+from engine.frontend.messages import ChatMessage
+from engine.frontend.requests import ChatCompletionRequest, CompletionRequest, StreamOptions
+from engine.frontend.tokenization import DetokenizeRequest, TokenizeRequest
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "model", [ChatCompletionRequest, CompletionRequest, ChatMessage, StreamOptions]
+    "model",
+    [
+        ChatCompletionRequest,
+        CompletionRequest,
+        ChatMessage,
+        StreamOptions,
+        TokenizeRequest,
+        DetokenizeRequest,
+    ],
 )
 def test_every_parameter_is_described(model):
     described = set(re.findall("`([a-z_]+)`", PAGE))

@@ -225,8 +225,11 @@ def test_a_model_that_is_not_served(shared: RunningFrontEnd):
 
 def test_refused_parameters(shared: RunningFrontEnd):
     with pytest.raises(openai.BadRequestError) as caught:
-        shared.openai.chat.completions.create(model="test", messages=HI, n=2)
-    assert caught.value.param == "n"
+        shared.openai.chat.completions.create(model="test", messages=HI, n=129)
+    assert (caught.value.param, caught.value.code) == ("n", "integer_above_max_value")
+    with pytest.raises(openai.BadRequestError) as caught:
+        shared.openai.chat.completions.create(model="test", messages=HI, logprobs=True)
+    assert caught.value.param == "logprobs"
     assert caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.BadRequestError, match="Did you mean 'temperature'"):
         shared.openai.chat.completions.create(

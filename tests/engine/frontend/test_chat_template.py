@@ -116,3 +116,37 @@ def test_a_template_of_its_own_comes_first(tmp_path: Path):
 
 def test_a_model_may_have_none(tmp_path: Path):
     assert read_chat_template(tmp_path) is None
+
+
+TRIMMED = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}[end]{% endfor %}"
+SWITCHED = "{{ messages[-1].content }}{% if enable_thinking %}<think>{% endif %}{{ depth }}"
+
+
+@pytest.mark.parametrize("content", ["Well", "Well,  ", "  Well", "a CONTINUE b", ""])
+@pytest.mark.parametrize("source", [CHAT_TEMPLATE, TRIMMED])
+def test_a_message_is_continued_as_in_transformers(source: str, content: str):
+    messages: list[Any] = [*MESSAGES, {"role": "assistant", "content": content}]
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=source, continue_final_message=True
+    )
+    template = ChatTemplate(source, {})
+    ours = template.render(messages, adds_generation_prompt=False, continues_last=True)
+    assert ours == rendered[0][0]
+
+
+def test_a_message_that_the_template_does_not_show_cannot_be_continued():
+    with pytest.raises(InvalidRequest, match="cannot be continued"):
+        ChatTemplate("nothing", {}).render(MESSAGES, continues_last=True)
+
+
+def test_requests_set_variables_of_the_template():
+    template = ChatTemplate(SWITCHED, {"depth": "special"})
+    assert template.render(MESSAGES) == "Againspecial"
+    assert template.render(MESSAGES, {"enable_thinking": True, "depth": 3}) == "Again<think>3"
+
+
+@pytest.mark.parametrize("value", [5, None, [1], {"a": 1}, "\ud800"])
+def test_variables_that_a_template_cannot_take_are_the_clients_fault(value: Any):
+    with pytest.raises(InvalidRequest) as caught:
+        ChatTemplate("{{ 'x' + value }}", {}).render(MESSAGES, {"value": value})
+    assert (caught.value.param, caught.value.status) == ("chat_template_kwargs", 400)

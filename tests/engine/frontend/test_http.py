@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from engine.frontend.body_limit import max_body_bytes
+from engine.frontend.body_limit import default_max_body_bytes
 from tests.engine.frontend.conftest import RunningFrontEnd, Start, started
 from tests.engine.frontend.fake_deployment import DEADLINE_S
 
@@ -155,7 +155,7 @@ def refusal_of(front_end: RunningFrontEnd, head: str, content: bytes) -> str:
 
 
 def test_a_body_that_is_announced_as_too_large_is_not_read(shared: RunningFrontEnd):
-    limit = max_body_bytes(shared.settings.max_model_len)
+    limit = default_max_body_bytes(shared.settings.max_model_len)
     answer = refusal_of(shared, f"Content-Length: {limit + 1}", b"")
     assert answer.startswith("HTTP/1.1 413 ")
     assert "connection: close" in answer.lower()
@@ -164,20 +164,20 @@ def test_a_body_that_is_announced_as_too_large_is_not_read(shared: RunningFrontE
 
 
 def test_a_body_that_turns_out_too_large_is_not_read_on(shared: RunningFrontEnd):
-    size = max_body_bytes(shared.settings.max_model_len) + 1
+    size = default_max_body_bytes(shared.settings.max_model_len) + 1
     chunk = f"{size:x}\r\n".encode() + b" " * size  # its end never comes
     assert '"code":"body_too_large"' in refusal_of(shared, "Transfer-Encoding: chunked", chunk)
 
 
 def test_a_body_of_the_largest_size_is_read(shared: RunningFrontEnd):
-    body = json.dumps(HI).encode().ljust(max_body_bytes(shared.settings.max_model_len))
+    body = json.dumps(HI).encode().ljust(default_max_body_bytes(shared.settings.max_model_len))
     headers = {"content-type": "application/json"}
     assert shared.http.post(CHAT, content=body, headers=headers).status_code == 200
 
 
 def test_another_content_type_is_named(shared: RunningFrontEnd):
     response = shared.http.post(CHAT, data={"model": "test"})
-    assert "application/json" in check_error(response, 400, "invalid_body")
+    assert "application/json" in check_error(response, 415, "unsupported_content_type")
 
 
 @pytest.mark.parametrize("given", ["abc", "a b~!", "x" * 128])

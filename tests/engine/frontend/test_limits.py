@@ -21,9 +21,10 @@ def settings(model_directory: Path) -> Settings:
 
 def sampling(settings: Settings, prompt_length: int = 10, **fields: Any) -> SamplingParams:
     request = CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
-    return sampling_params(
+    (told,) = sampling_params(
         request, [1] * prompt_length, settings, seed_source(None, "frontend-0.1")
     )
+    return told
 
 
 def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
@@ -40,6 +41,16 @@ def test_defaults_are_openais_and_the_rest_of_the_context(settings: Settings):
 
 def test_requests_without_a_seed_get_different_ones(settings: Settings):
     assert sampling(settings).seed != sampling(settings).seed
+
+
+def test_each_choice_has_a_seed_of_its_own(settings: Settings):
+    def seeds(**fields: Any) -> list[int]:
+        request = CompletionRequest.model_validate({"model": "test", "prompt": "Hi"} | fields)
+        told = sampling_params(request, [1], settings, seed_source(3, "frontend-0.1"))
+        return [each.seed for each in told]
+
+    assert seeds(n=3, seed=-2) == [2**64 - 2, 2**64 - 1, 0]
+    assert len(set(seeds(n=128))) == 128
 
 
 def test_seeds_are_drawn_from_the_seed_of_the_config_and_differ_between_processes():

@@ -46,22 +46,23 @@ def test_everything_but_model_and_messages_may_be_left_out_or_null():
 @pytest.mark.parametrize(
     ("prompt", "taken"),
     [
-        ("Hi", "Hi"),
-        (["Hi"], "Hi"),
-        ([1, 2], [1, 2]),
-        ([[1, 2]], [1, 2]),
-        ("", ""),
+        ("Hi", ["Hi"]),
+        (["Hi"], ["Hi"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1, 2]], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        ("", [""]),
     ],
 )
 def test_prompts(prompt, taken):
-    assert completion(prompt=prompt).text_or_token_ids == taken
+    assert completion(prompt=prompt).prompts == taken
 
 
 @pytest.mark.parametrize(
     ("prompt", "param", "code"),
     [
-        (["a", "b"], "prompt", "unsupported_value"),
-        ([[1], [2]], "prompt", "unsupported_value"),
+        (["a"] * 1025, "prompt", "array_above_max_length"),
         ([], "prompt", "array_below_min_length"),
         ([[]], "prompt[0]", "array_below_min_length"),
         ([1, "a"], "prompt[1]", "invalid_type"),
@@ -205,6 +206,26 @@ def test_messages_that_are_refused(messages, param, code):
             {"max_tokens": 5, "max_completion_tokens": 6},
             "'max_tokens' and 'max_completion_tokens' are the same limit: give one of them.",
         ),
+        (
+            {"n": 0},
+            "Invalid 'n': integer below minimum value. Expected a value >= 1, but got 0 instead.",
+        ),
+        (
+            {"n": True},
+            "Invalid type for 'n': expected an integer, but got a boolean instead.",
+        ),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "'continuous_usage_stats' is only allowed with 'include_usage'.",
+        ),
+        (
+            {"add_generation_prompt": True, "continue_final_message": True},
+            "'add_generation_prompt' and 'continue_final_message' exclude each other.",
+        ),
+        (
+            {"chat_template_kwargs": {"messages": []}},
+            "'messages' cannot be set in 'chat_template_kwargs'.",
+        ),
         ({"tools": [{}]}, "'tools' is not supported yet."),
         (
             {"temperature": math.nan},
@@ -214,6 +235,26 @@ def test_messages_that_are_refused(messages, param, code):
 )
 def test_refusals_name_the_parameter_and_what_is_expected(fields, message):
     assert refused_chat(**fields).message == message
+
+
+def test_answers_are_bounded_over_all_prompts():
+    assert completion(prompt=["a"] * 8, n=128).num_choices == 128
+    problem = refused_completion(prompt=["a"] * 9, n=128)
+    assert (problem.param, problem.code) == ("n", "too_many_choices")
+
+
+@pytest.mark.parametrize(
+    ("fields", "adds"),
+    [
+        ({}, True),
+        ({"add_generation_prompt": False}, False),
+        ({"continue_final_message": True}, False),
+        ({"continue_final_message": False}, True),
+        ({"continue_final_message": True, "add_generation_prompt": False}, False),
+    ],
+)
+def test_where_the_prompt_of_a_conversation_ends(fields, adds):
+    assert chat(**fields).adds_generation_prompt is adds
 
 
 def test_a_missing_parameter_is_named():
@@ -229,8 +270,6 @@ def test_a_body_that_is_no_object_is_refused(body):
 @pytest.mark.parametrize(
     ("name", "neutral", "asked"),
     [
-        ("n", 1, 2),
-        ("n", 1, True),
         ("logprobs", False, True),
         ("logprobs", False, 0),
         ("top_logprobs", 0, 5),
@@ -244,7 +283,7 @@ def test_a_body_that_is_no_object_is_refused(body):
         ("min_p", 0, 0.1),
         ("min_tokens", 0, 1),
         ("stop_token_ids", [], [1]),
-        ("chat_template_kwargs", {}, {"a": 1}),
+        ("chat_template", None, "{{ messages }}"),
     ],
 )
 def test_what_is_not_supported_yet_is_taken_where_it_changes_nothing(name, neutral, asked):

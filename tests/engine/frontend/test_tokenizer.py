@@ -13,6 +13,7 @@ from engine.checkpoints.tiny import BEGIN_TURN
 from engine.config import ModelOptions
 from engine.errors import ModelError
 from engine.frontend.errors import InvalidRequest
+from engine.frontend.messages import ChatMessage
 from engine.frontend.tokenizer import LONG_TEXT, Tokenizer
 
 CHATS = [
@@ -37,10 +38,14 @@ async def test_chats_of_a_real_model_are_encoded_as_in_transformers(messages):
     await check_against_transformers(fetched_directory(ModelOptions()), messages)
 
 
+def chat_of(messages) -> list[ChatMessage]:
+    return [ChatMessage.model_validate(message) for message in messages]
+
+
 async def check_against_transformers(directory: Path, messages) -> None:
     reference = PreTrainedTokenizerFast.from_pretrained(directory)
     expected = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert await Tokenizer(directory).encode_chat(messages) == expected
+    assert await Tokenizer(directory).encode_chat(chat_of(messages)) == expected
 
 
 async def test_a_bare_text_gets_the_models_special_tokens(model_directory: Path, tmp_path: Path):
@@ -57,7 +62,10 @@ async def test_a_bare_text_gets_the_models_special_tokens(model_directory: Path,
     tokenizer = Tokenizer(tmp_path)
     assert await tokenizer.encode_text("Hi") == [BEGIN_TURN, *b"Hi"]
     # Not twice: the template has written them.
-    assert await tokenizer.encode_chat([{"role": "user", "content": "Hi"}]) == [BEGIN_TURN, *b"Hi"]
+    assert await tokenizer.encode_chat([ChatMessage(role="user", content="Hi")]) == [
+        BEGIN_TURN,
+        *b"Hi",
+    ]
 
 
 async def test_limits_in_the_file_cut_no_prompt(model_directory: Path, tmp_path: Path):
@@ -71,12 +79,13 @@ async def test_limits_in_the_file_cut_no_prompt(model_directory: Path, tmp_path:
 async def test_long_text_is_encoded_alike(tokenizer: Tokenizer):
     text = "Grüße " * LONG_TEXT
     assert await tokenizer.encode_text(text) == list(text.encode())
+    assert await tokenizer.encode_texts(["a", text]) == [[ord("a")], list(text.encode())]
 
 
 async def test_a_model_without_a_template_cannot_chat(model_directory: Path, tmp_path: Path):
     (tmp_path / "tokenizer.json").symlink_to(model_directory / "tokenizer.json")
     with pytest.raises(InvalidRequest, match="no chat template"):
-        await Tokenizer(tmp_path).encode_chat(CHATS[0])
+        await Tokenizer(tmp_path).encode_chat(chat_of(CHATS[0]))
 
 
 def test_a_missing_tokenizer_is_an_error_of_the_model(tmp_path: Path):
