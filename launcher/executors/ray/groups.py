@@ -79,15 +79,19 @@ class Groups:
         table = _states()
         return sum(table.get(group.id.hex()) == "CREATED" for group in self._made.values())
 
-    def remove(self) -> list[str]:
-        """Removes all groups and the actors in them; names of those still there after a while."""
+    def remove(self, until_free: bool = False) -> list[str]:
+        """Removes all groups and the actors in them; names of those still there after a while.
+
+        Args:
+            until_free: Wait until what they held is told to be free, which is some time later.
+        """
         from ray.util.placement_group import remove_placement_group
 
         for group in self._made.values():
             remove_placement_group(group)
         deadline = time.monotonic() + _REMOVE_S
         left = self._left()
-        while left and time.monotonic() < deadline:
+        while (left or until_free and self._held()) and time.monotonic() < deadline:
             time.sleep(_SLICE_S / 10)
             left = self._left()
         self._made = {name: self._made[name] for name in left}
@@ -100,6 +104,11 @@ class Groups:
             for name, group in self._made.items()
             if table.get(group.id.hex(), "REMOVED") != "REMOVED"
         ]
+
+    def _held(self) -> bool:
+        """Whether a node is still said to have less because of these groups."""
+        names = "\n".join(name for free in _available().values() for name in free)
+        return any(group.id.hex() in names for group in self._made.values())
 
     def _wait(self, deadline_s: float) -> set[str]:
         """Names of the groups that do not stand in time."""
@@ -115,10 +124,7 @@ class Groups:
 
 def _describe(groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode]) -> str:
     """Which group waits for what, and what its node has free now."""
-    import ray
-
-    untyped: Any = ray
-    available = untyped._private.state.available_resources_per_node()
+    available = _available()
     lines = []
     for group in groups:
         for bundle in group.bundles:
@@ -131,6 +137,16 @@ def _describe(groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode]) ->
 
 def _free(free: Mapping[str, float], wanted: Mapping[str, int]) -> str:
     return "which has free: " + ", ".join(f"{free.get(name, 0):g} {name}" for name in wanted)
+
+
+def _available() -> dict[str, dict[str, float]]:
+    """What every node has free, by Ray's ids, as last told."""
+    import ray
+
+    untyped: Any = ray
+    available: dict[str, dict[str, float]]
+    available = untyped._private.state.available_resources_per_node()
+    return available
 
 
 def _states() -> dict[str, str]:
