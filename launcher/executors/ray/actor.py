@@ -11,7 +11,7 @@ import ray
 
 from engine import logs
 from engine.config import Found
-from engine.entrypoint import allow_many_connections, run_engine
+from engine.entrypoint import allow_many_connections, failures_logged, run_engine
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 
 
@@ -43,7 +43,8 @@ class EngineActor:
         allow_many_connections()
         node_id = ray.get_runtime_context().get_node_id()
         node = self._launch.node_names.get(node_id, node_id)
-        run_engine(launch, told, Found(node, _device_ids()))
+        with failures_logged(launch.process.name):
+            run_engine(launch, told, Found(node, _device_ids()))
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
