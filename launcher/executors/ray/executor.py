@@ -286,9 +286,10 @@ class RayExecutor:
         if self._is_lost:  # nobody would answer; actors end with this process's connection
             return
         try:
-            if grace_s > 0 and self._actors:
+            ending = [each.ended for each in self._actors.values()]
+            if grace_s > 0 and ending:
                 await session.call_async(self._tell_actors)
-                await asyncio.wait([each.ended for each in self._actors.values()], timeout=grace_s)
+                await asyncio.wait(ending, timeout=grace_s)
             left = await session.call_async(self._remove)
             if left:
                 logger.error("Ray has not removed %s", ", ".join(left))
