@@ -8,6 +8,7 @@ under heavy load is not taken for a dead one.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 
 _INTERVAL_S = 1.0
@@ -52,7 +53,8 @@ async def _unreachable(host: str, port: int) -> str:
     except TimeoutError:
         return f"no answer from {host}:{port} within {_CONNECT_S:g} s"
     except OSError as problem:
-        return f"{host}:{port}: {problem.strerror or problem}"
+        # asyncio puts words of its own into strerror.
+        return f"{host}:{port}: {os.strerror(problem.errno) if problem.errno else problem}"
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
