@@ -53,21 +53,30 @@ class HandStarted:
         self._start("head", num_cpus, "--head", "--port=0", f"--temp-dir={self._directory}")
         self.address = Path(self._directory, "ray_current_cluster").read_text().strip()
 
-    def add_node(self, name: str, num_cpus: int) -> None:
-        self._start(name, num_cpus, f"--address={self.address}")
+    def add_node(self, name: str, num_cpus: int, **environment: str) -> None:
+        """Another node, whose processes have more in their environment."""
+        self._start(name, num_cpus, f"--address={self.address}", **environment)
 
-    def raylet(self, node: str) -> psutil.Process:
-        """What makes a process a node."""
-        return self._find(lambda command: "raylet/raylet" in command and f'"{node}"' in command)
+    def raylets(self, node: str) -> list[psutil.Process]:
+        """What makes a process a node; none if there is no such node."""
+        found = []
+        for process in psutil.Process(self._nest.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = process.cmdline()
+                is_raylet = bool(command) and command[0].endswith("/raylet")
+                if is_raylet and any(node in argument for argument in command):
+                    found.append(process)
+        return found
 
     def end(self) -> None:
         self._nest.communicate(timeout=DEADLINE_S)
         shutil.rmtree(self._directory)
 
-    def _start(self, name: str, num_cpus: int, *options: str) -> None:
+    def _start(self, name: str, num_cpus: int, *options: str, **environment: str) -> None:
         assert self._nest.stdin is not None
         assert self._nest.stdout is not None
         command = [
+            *("env", *(f"{variable}={value}" for variable, value in environment.items())),
             *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--num-cpus={num_cpus}"),
             *("--num-gpus=0", f"--memory={4 << 30}", f"--object-store-memory={80 << 20}"),
             *("--disable-usage-stats", "--include-log-monitor=false"),
@@ -79,15 +88,6 @@ class HandStarted:
         self._nest.stdin.flush()
         code, said = json.loads(self._nest.stdout.readline())
         assert code == 0, said
-
-    def _find(self, fits: Callable[[str], bool]) -> psutil.Process:
-        found = []
-        for process in psutil.Process(self._nest.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if fits(" ".join(process.cmdline())):
-                    found.append(process)
-        [only] = found
-        return only
 
 
 @contextlib.contextmanager
@@ -137,7 +137,8 @@ class Onlooker:
         while True:
             actors = {actor["Name"] for actor in self.session.call(_actors)}
             groups = set(self.session.call(groups_that_exist))
-            available = self.session.call(_available)
+            available = self.session.call(_available)  # a dead node is told for a while
+            available = {node: available.get(node, 0.0) for node in self._before}
             if actors == groups == own and available == self._before:
                 break
             assert time.monotonic() < deadline, (actors, groups, available, self._before)

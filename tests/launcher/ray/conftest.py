@@ -1,7 +1,9 @@
 """One cluster for all tests of a process that do not harm it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
+import httpx2 as httpx
 import pytest
 
 from tests.launcher.ray.clusters import TOKEN, HandStarted, Onlooker, hand_started
@@ -31,3 +33,10 @@ def onlooker(shared: HandStarted) -> Iterator[Onlooker]:
     found = Onlooker(shared.address, neighbour_on="right")
     yield found
     found.close()
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[[str], httpx.Client]]:
+    """Clients of deployments whose ends they see."""
+    with ExitStack() as clients:
+        yield lambda url: clients.enter_context(httpx.Client(base_url=url, timeout=30))
