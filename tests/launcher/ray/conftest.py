@@ -28,8 +28,9 @@ def shared(_token: None) -> Iterator[HandStarted]:
         yield cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def onlooker(shared: HandStarted) -> Iterator[Onlooker]:
+    """Of one module, since a process has one connection to Ray, and others have other clusters."""
     found = Onlooker(shared.address, neighbour_on="right")
     yield found
     found.close()

@@ -55,7 +55,6 @@ class Ending:
         ("exits", "its process was killed or crashed"),
         ("leaves", "Worker exits unexpectedly. Worker exits with an exit code 3."),
         ("constructor", "ValueError: no such thing: 7"),
-        ("ray.kill", "The actor is dead because it was killed by `ray.kill`."),
     ],
 )
 def test_the_cause_is_what_has_happened(onlooker, way, cause):
@@ -64,9 +63,6 @@ def test_the_cause_is_what_has_happened(onlooker, way, cause):
 
         untyped: Any = ray
         actor = untyped.remote(Ending).options(num_cpus=0).remote(way == "constructor")
-        if way == "ray.kill":
-            ray.get(actor.__ray_ready__.remote(), timeout=DEADLINE_S)
-            ray.kill(actor)
         try:
             ray.get(actor.end.remote(way), timeout=DEADLINE_S)
         except Exception as problem:
