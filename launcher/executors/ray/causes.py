@@ -36,8 +36,7 @@ def cause_of(problem: BaseException) -> str:
 
 
 def _in_words(problem: BaseException) -> str:
-    hint = getattr(problem, "hint", "")
-    return f"{type(problem).__name__}: {problem}" + (f"; hint: {hint}" if hint else "")
+    return f"{type(problem).__name__}: {problem}"  # a hint is in the log
 
 
 def _last_line(text: str) -> str:
