@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 import msgspec
@@ -102,17 +104,27 @@ def main() -> int:
     logs.configure(process.name, launch.settings.log.level)
     setproctitle.setproctitle(f"flotilla {launch.settings.name} {process.name}")
     try:
-        run(launch, lifeline)
+        with failures_logged(process.name):
+            run(launch, lifeline)
+    except Exception:
+        return 1
+    logger.info("ended")
+    return 0
+
+
+@contextmanager
+def failures_logged(name: str) -> Iterator[None]:
+    """Writes what a process fails with into its log: an EngineError without traceback."""
+    try:
+        yield
     except EngineError as problem:
         logger.error("%s", problem)
         if problem.hint:
             logger.error("hint: %s", problem.hint)
-        return 1
+        raise
     except Exception:
-        logger.exception("%s failed", process.name)
-        return 1
-    logger.info("ended")
-    return 0
+        logger.exception("%s failed", name)
+        raise
 
 
 def allow_many_connections() -> None:

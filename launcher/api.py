@@ -1,6 +1,8 @@
 """Deployments from Python: what `python -m launcher` does, in a thread of the calling process."""
 
 import asyncio
+import contextlib
+import signal
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -59,6 +61,7 @@ class Deployment:
     def __init__(self, config: LaunchConfig, placement_groups: Sequence[Any] = ()) -> None:
         self._config = config
         self._groups = placement_groups
+        self._is_told_to_end = False
         self._is_ready = threading.Event()
         self._ended = threading.Event()
         self._serving: Serving | None = None
@@ -113,9 +116,11 @@ class Deployment:
             DeploymentFailed: It has failed before or meanwhile.
             TimeoutError: It does not end.
         """
+        self._is_told_to_end = True
         loop, serving = self._loop, self._serving
-        if loop is not None and serving is not None and not self._ended.is_set():
-            loop.call_soon_threadsafe(serving.end, force)
+        if loop is not None and serving is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(serving.end, force)
         limit_s = self._config.drain_s + self._config.health.stop_s + _END_S
         if not self._ended.wait(limit_s):
             raise TimeoutError(f"deployment {self._config.name} has not ended after {limit_s:g} s")
@@ -137,6 +142,8 @@ class Deployment:
 
     async def _serve(self, found: Planned) -> None:
         self.plan = found.plan
+        if self._is_told_to_end:  # while it was planned, which cannot be interrupted
+            raise Interrupted(signal.SIGINT)
         self._loop = asyncio.get_running_loop()
         self._serving = Serving(
             found.plan, found.means, on_ready=self._note_ready, takes_signals=False

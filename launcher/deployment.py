@@ -107,7 +107,7 @@ class Deployment:
             self.failure = problem
             raise
         if ended is not None:
-            raise self._note_exit(ended, StartFailed)
+            raise await self._note_exit(ended, StartFailed)
         self._ending_hung = asyncio.create_task(self._end_hung())
 
     async def watch(self) -> None:
@@ -119,7 +119,7 @@ class Deployment:
         while True:
             ended = await self._next_exit()
             if self._roles[ended.name] is Role.engine or not await self._restart(ended):
-                raise self._note_exit(ended, DeploymentFailed)
+                raise await self._note_exit(ended, DeploymentFailed)
 
     async def drain(self, limit_s: float) -> int:
         """Takes no new requests, and waits until those in flight are done or the limit passed.
@@ -147,7 +147,7 @@ class Deployment:
                     is_coordinator = self._roles[ended.name] is Role.coordinator
                     if not is_coordinator or not await self._restart(ended):
                         self._tell(ended.name, f"ended: {ended.reason}")
-                        self._note_exit(ended, DeploymentFailed)
+                        await self._note_exit(ended, DeploymentFailed)
         return self.num_requests
 
     async def stop(self) -> None:
@@ -293,7 +293,7 @@ class Deployment:
             waiting.cancel()
             ending.cancel()
 
-    def _note_exit(self, ended: Exit, error: type[LauncherError]) -> LauncherError:
+    async def _note_exit(self, ended: Exit, error: type[LauncherError]) -> LauncherError:
         """What happened to a process, with its last words; tells the coordinator too."""
         self._hangs.ended(ended.name)
         if ended.name == Role.coordinator.value:
@@ -305,6 +305,7 @@ class Deployment:
             self._tell_coordinator(
                 incarnations={name: number for name, number in there if name != ended.name}
             )
+        await self._executor.collect_log(ended.name)  # its requests have failed by now
         times = self._restarts.recent(ended.name, time.monotonic()) + 1
         options = self._plan.settings.restart
         often = f", {times} times in {options.window_s:g} s" if times > 1 else ""

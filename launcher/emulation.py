@@ -30,7 +30,7 @@ def emulated_cluster(
             address=real.address,
             cpus=max(1, real.cpus // num_nodes) if cpus is None else cpus,
             memory_bytes=real.memory_bytes // num_nodes,
-            gpus=real.gpus // num_nodes if gpus is None else gpus,
+            gpus=real.gpus // num_nodes + (index < real.gpus % num_nodes) if gpus is None else gpus,
             gpu_memory_bytes=real.gpu_memory_bytes,
         )
         for index in range(num_nodes)

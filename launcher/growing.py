@@ -13,6 +13,9 @@ from launcher.plan import DeploymentPlan
 from launcher.resolve import find_cluster
 from launcher.shortage import MustGrow
 
+_SETTLE_S = 5.0
+_INTERVAL_S = 0.25
+
 
 def plan_when_grown(
     config: LaunchConfig,
@@ -36,10 +39,14 @@ def plan_when_grown(
     _say(str(shortage))
     while time.monotonic() < deadline:
         grow(session, shortage.pending, deadline, _say)
-        try:
-            return plan(find_cluster(config, session))
-        except MustGrow as still:
-            shortage = still
+        # What a new node has free is told some time after the node.
+        settled = min(deadline, time.monotonic() + _SETTLE_S)
+        while time.monotonic() < settled:
+            try:
+                return plan(find_cluster(config, session))
+            except MustGrow as still:
+                shortage = still
+                time.sleep(_INTERVAL_S)
     raise StartFailed(
         f"the cluster has not grown within {limit_s:g} s (backend.grow_deadline_s)\n{shortage}",
         ", or ".join(filter(None, (f"backend.grow_deadline_s={2 * limit_s:g}", shortage.hint))),

@@ -13,7 +13,7 @@ from launcher.errors import Refused
 from launcher.executors.base import Means
 from launcher.plan import DeploymentPlan, PlacementGroup
 from launcher.planner import make_plan
-from launcher.resolve import Resolved, resolve
+from launcher.resolve import Resolved, find_cluster, resolve
 from launcher.shortage import MustGrow
 
 
@@ -40,7 +40,8 @@ def planned(config: LaunchConfig, placement_groups: Sequence[Any] = ()) -> Itera
     """
     found = resolve(config)
     try:
-        groups = _given(config, found, placement_groups)
+        cluster, groups = _given(config, found, placement_groups)
+        found = replace(found, cluster=cluster)
         plan = _plan(config, found, groups)
         handles = dict(zip(groups, placement_groups, strict=True))
         yield Planned(plan, _means(config, found, handles))
@@ -87,18 +88,20 @@ def _means(config: LaunchConfig, found: Resolved, handles: dict[str, Any]) -> Me
 
 def _given(
     config: LaunchConfig, found: Resolved, handles: Sequence[Any]
-) -> dict[str, PlacementGroup]:
-    """What is in the placement groups that were given."""
+) -> tuple[Cluster, dict[str, PlacementGroup]]:
+    """The cluster, and what is in the placement groups that were given, once they stand."""
     if not handles:
-        return {}
+        return found.cluster, {}
     if found.session is None or not isinstance(config.backend, RayOptions):
         raise Refused(
             "placement groups need the Ray cluster that they are of:"
             f" backend={config.backend.choice}",
             "backend=ray topology=auto, in a process that is connected to the cluster",
         )
-    from launcher.executors.ray.groups import describe_given
+    from launcher.executors.ray.groups import describe_given, wait_for_given
 
     session, deadline_s = found.session, config.backend.group_deadline_s
+    session.call(lambda: wait_for_given(handles, deadline_s), 2 * deadline_s)
+    cluster = find_cluster(config, session)  # with nodes that have come for the groups
     names = {node.id: name for name, node in session.nodes.items()}
-    return session.call(lambda: describe_given(handles, names, deadline_s), 2 * deadline_s)
+    return cluster, session.call(lambda: describe_given(handles, names))

@@ -75,20 +75,23 @@ def resolve(config: LaunchConfig) -> Resolved:
 
 
 def _resolve(config: LaunchConfig, session: "Session | None") -> Resolved:
-    cluster = find_cluster(config, session)
     try:
         directory = model_directory(config.model, _progress)
         facts = read_facts(directory)
         model_name = config.model.name or default_name(config.model)
     except ModelError as error:
         raise Refused(str(error), error.hint) from error
+    cluster = find_cluster(config, session)  # as it is now: a model may take minutes to fetch
+    passed = passed_environment(os.environ)
+    if isinstance(config.backend, RayOptions):  # which says itself what an actor sees
+        passed = tuple(name for name in passed if name != "CUDA_VISIBLE_DEVICES")
     return Resolved(
         facts=facts,
         model=pinned(config.model, directory),
         model_name=model_name,
         cluster=cluster,
         session=session,
-        passed_environment=passed_environment(os.environ),
+        passed_environment=passed,
     )
 
 

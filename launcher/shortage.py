@@ -74,7 +74,7 @@ def shortage(
     error = DoesNotFit(message)
     if missing:
         pending = PendingResources(
-            num_ranks=missing,
+            num_ranks=asked[-1].num_ranks,  # those that fit now would stand on what is there
             strategy=group_strategy(config),
             bundles=(need.bundle,) * need.tp,
             beside_head=not asked[-1].head_first,

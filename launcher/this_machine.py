@@ -66,6 +66,14 @@ def visible_gpus(environment: Mapping[str, str], nvml: Any = pynvml) -> list[int
     return memory
 
 
+def visible_gpu_ids(environment: Mapping[str, str]) -> list[str]:
+    """What CUDA calls each GPU that a process with this environment sees."""
+    count = len(visible_gpus(environment))
+    told = environment.get("CUDA_VISIBLE_DEVICES")
+    ids = [str(index) for index in range(count)] if told is None else told.split(",")
+    return [id.strip() for id in ids[:count]]
+
+
 def cgroup_cpus(root: Path = Path("/")) -> Iterator[int]:
     """CPUs' worth of time that control groups allow; a part of a CPU counts as one."""
     yield 2**31

@@ -71,6 +71,11 @@ class Executor(Protocol):
         """
         ...
 
+    @property
+    def left_behind(self) -> list[str]:
+        """What `stop` could not end."""
+        ...
+
     async def start(self) -> None:
         """Starts every process; they say themselves when they are ready.
 
@@ -103,6 +108,10 @@ class Executor(Protocol):
         Raises:
             StartFailed: It could not be started at all.
         """
+        ...
+
+    async def collect_log(self, name: str) -> None:
+        """Fetches the last lines of a process that has ended, if they are on another machine."""
         ...
 
     def log_tail(self, name: str, num_lines: int) -> list[str]:

@@ -13,7 +13,8 @@ class HeldPorts:
 
     Each is bound here and not listened on. Whoever binds it with SO_REUSEADDR, as libzmq does, can
     listen there, again after a restart too, while the kernel gives it to nobody who wants any port
-    (socket(7); seen with Linux 6).
+    (socket(7); seen with Linux 6). That would let two launchers hold the same port of a range, so
+    each claims it too, by the name of an abstract socket of the network namespace (unix(7)).
 
     Attributes:
         numbers: The ports, in the order in which they were found.
@@ -64,10 +65,14 @@ class HeldPorts:
     def _try(self, port: int) -> None:
         is_v6 = ipaddress.ip_address(self._host).version == 6
         bound = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET)
+        claim = None
         with contextlib.ExitStack() as closing:
             closing.callback(bound.close)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                if port:
+                    claim = closing.enter_context(socket.socket(socket.AF_UNIX))
+                    claim.bind(f"\0flotilla {self._host}:{port}")
                 bound.bind((self._host, port))
                 _check_unheard(bound)
             except OSError as problem:
@@ -78,7 +83,7 @@ class HeldPorts:
                     "head.address or head.interface of this machine",
                 ) from None
             closing.pop_all()
-        self._sockets.append(bound)
+        self._sockets += [bound] if claim is None else [bound, claim]
         self.numbers.append(bound.getsockname()[1])
 
 

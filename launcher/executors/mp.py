@@ -72,6 +72,7 @@ class MpExecutor:
         self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
         self.addresses: list[str] = []
         self.private_addresses: list[str] = []
+        self.left_behind: list[str] = []
 
     def reserve(self) -> None:
         self._directory.acquire()
@@ -104,6 +105,9 @@ class MpExecutor:
         await self._spawn(spec, ended.incarnation + 1)
         return ended.incarnation + 1
 
+    async def collect_log(self, name: str) -> None:
+        """They are here."""
+
     def log_tail(self, name: str, num_lines: int) -> list[str]:
         with contextlib.suppress(OSError), open(self.log_path(name), "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
@@ -129,6 +133,7 @@ class MpExecutor:
                 _kill(child.process)
             _, late = await asyncio.wait(self._watchers, timeout=_KILL_S)
             if late:  # stuck in the kernel: nothing more can be done from here
+                self.left_behind = [f"{len(late)} processes that SIGKILL does not end"]
                 logger.error("still there after SIGKILL: %d of our processes", len(late))
         self._children.clear()
         self._watchers.clear()

@@ -20,10 +20,12 @@ class Leftovers:
         self._processes: set[psutil.Process] = set()
         self._directories: set[Path] = set()
         self._addresses: set[str] = set()
+        self._executor: Executor | None = None
 
     def note(self, executor: Executor) -> None:
         """Looks at what there is now; called again, at what has come since."""
         self._note_processes()
+        self._executor = executor
         for path in executor.private_addresses:
             self._directories.add(Path(path).parent)
         self._addresses |= set(executor.addresses)
@@ -44,6 +46,8 @@ class Leftovers:
         for directory in self._directories:
             found += [str(path) for path in _files(directory, logs_stay)]
         found += [f"a listener at {url}" for url in sorted(self._addresses) if _listens(url)]
+        if self._executor is not None:
+            found += self._executor.left_behind
         if found:
             raise CheckFailed(f"expected nothing left, seen {', '.join(found)}")
         logs = " but for the logs" if logs_stay else ""

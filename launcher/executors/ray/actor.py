@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import ray
 
-from engine import logs
+from engine import __version__, logs
 from engine.config import Found
-from engine.entrypoint import allow_many_connections, run_engine
+from engine.entrypoint import allow_many_connections, failures_logged, run_engine
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 
 _MARKS = (":job_id:", ":actor_name:", ":task_name:")
@@ -23,9 +23,17 @@ class EngineActor:
     """Runs one engine core until it is told to stop, or it fails.
 
     Its constructor only reads: what can fail fails in `run`, with the engine core's own words.
+
+    Args:
+        version: Of the launcher's Flotilla, which has to be the same here.
+        launch: An encoded `EngineLaunch`.
     """
 
-    def __init__(self, launch: bytes) -> None:
+    def __init__(self, version: str, launch: bytes) -> None:
+        if version != __version__:
+            raise RuntimeError(
+                f"flotilla {__version__} is installed there, the launcher is {version}"
+            )
         self._launch = msgspec.msgpack.decode(launch, type=EngineLaunch)
         self._told = _Told()
         os.environ.update(self._launch.environment)
@@ -47,7 +55,8 @@ class EngineActor:
         allow_many_connections()
         node_id = ray.get_runtime_context().get_node_id()
         node = self._launch.node_names.get(node_id, node_id)
-        run_engine(launch, told, Found(node, _device_ids()))
+        with failures_logged(launch.process.name):
+            run_engine(launch, told, Found(node, _device_ids()))
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:

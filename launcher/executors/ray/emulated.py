@@ -9,6 +9,7 @@ prctl(2)), which ends them all as soon as the pipe closes, however the launcher 
 import asyncio
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,6 +46,8 @@ _NODE_DEADLINE_S = 45.0
 """Ray itself gives a node 30 s to come up."""
 _STOP_S = 10.0
 _TAIL_LINES = 12
+_MAX_PATH = 24
+"""Of the temporary directory. Source: unix(7), 107 bytes; Ray's own names take up to 75."""
 
 
 class NodeSize(msgspec.Struct, frozen=True):
@@ -52,13 +56,25 @@ class NodeSize(msgspec.Struct, frozen=True):
     name: str
     num_cpus: int
     num_gpus: int
+    gpu_ids: str | None = None
+    """Of the machine's GPUs those that are this node's, as in CUDA_VISIBLE_DEVICES; None: all."""
+
+
+def with_gpu_ids(sizes: Sequence[NodeSize], visible: Sequence[str]) -> tuple[NodeSize, ...]:
+    """The nodes with GPUs of their own, where the machine has as many as they are said to have."""
+    if sum(size.num_gpus for size in sizes) > len(visible) or not visible:
+        return tuple(sizes)
+    left, dealt = list(visible), []
+    for size in sizes:
+        own, left = left[: size.num_gpus], left[size.num_gpus :]
+        dealt.append(msgspec.structs.replace(size, gpu_ids=",".join(own)))
+    return tuple(dealt)
 
 
 class _Order(msgspec.Struct, frozen=True):
     """What the process is told. The first node is the cluster's head."""
 
     nodes: tuple[NodeSize, ...]
-    directory: str
 
 
 class EmulatedNodes:
@@ -76,7 +92,7 @@ class EmulatedNodes:
         self._lifeline = -1
         self._directory = ""
         self.address = ""
-        self.token = secrets.token_hex(32)
+        self.token = _token()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,14 +103,15 @@ class EmulatedNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    async def start(self) -> None:
+    async def start(self, on_node: Callable[[str], None] = lambda name: None) -> None:
         """Starts every node, one after the other.
+
+        Args:
+            on_node: Called with the name of each that has started.
 
         Raises:
             StartFailed: A node did not come up; with Ray's last words.
         """
-        # Of its own, and short: Ray makes socket files some 70 characters below.
-        self._directory = tempfile.mkdtemp(prefix="fl-")
         theirs, self._lifeline = os.pipe()
         others = {"RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR"}  # of a cluster of the user's
         environment = {name: value for name, value in os.environ.items() if name not in others}
@@ -109,15 +126,22 @@ class EmulatedNodes:
             )
         finally:
             os.close(theirs)
-        order = msgspec.msgpack.encode(_Order(self._nodes, self._directory))
+        order = msgspec.msgpack.encode(_Order(self._nodes))
         with contextlib.suppress(BrokenPipeError):  # it has died: the answer says so
             os.write(self._lifeline, frame(order))
         assert self._process.stdout is not None
-        answer = json.loads(await self._process.stdout.readline() or "{}")
-        if "address" not in answer:
-            said = answer.get("error", "its supervisor died")
-            raise StartFailed(f"the emulated Ray cluster did not come up: {said}")
-        self.address = answer["address"]
+        while not self.address:
+            line = await self._process.stdout.readline()
+            match json.loads(line or b"{}"):
+                case {"directory": str(directory)}:
+                    self._directory = directory
+                case {"node": str(name)}:
+                    on_node(name)
+                case {"address": str(address)}:
+                    self.address = address
+                case answer:
+                    said = answer.get("error", "its supervisor died")
+                    raise StartFailed(f"the emulated Ray cluster did not come up: {said}")
 
     async def wait(self) -> None:
         """Until the cluster's supervisor ends, which it does only when told to, or killed."""
@@ -137,7 +161,9 @@ class EmulatedNodes:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_S):
                 await self._process.wait()
-        if self._process.returncode != 0:  # it was killed, and has left all of them behind
+        if (
+            self._process.returncode != 0 and self._directory
+        ):  # it was killed, and has left all of them behind
             await asyncio.to_thread(_kill_orphans, self._directory)
 
 
@@ -158,11 +184,13 @@ class _Supervisor:
     def __init__(self, order: _Order) -> None:
         self._order = order
         self._starting = threading.Lock()
+        self._directory = _make_directory()
+        _answer(directory=self._directory)
 
     def start(self) -> str:
         """Starts the nodes; returns the cluster's address."""
         head, *others = self._order.nodes
-        directory = f"{self._order.directory}/r"  # Ray opens its own to everybody
+        directory = f"{self._directory}/r"  # Ray opens its own to everybody
         self._start_node(
             head,
             *("--head", "--port=0", f"--temp-dir={directory}", "--include-dashboard=false"),
@@ -182,7 +210,7 @@ class _Supervisor:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             psutil.wait_procs(children, timeout=1)
-        shutil.rmtree(self._order.directory, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
         os._exit(0)
 
     def _start_node(self, node: NodeSize, *options: str) -> None:
@@ -190,12 +218,14 @@ class _Supervisor:
         for last in range(_TRIES):
             said = self._try_node(node, options)
             if not said:
+                _answer(node=node.name)
                 return
             if last == _TRIES - 1:
                 raise RuntimeError(f"{node.name}: {said}")
 
     def _try_node(self, node: NodeSize, options: tuple[str, ...]) -> str:
         """What went wrong, or nothing."""
+        own_gpus = {} if node.gpu_ids is None else {"CUDA_VISIBLE_DEVICES": node.gpu_ids}
         with self._starting:
             process = subprocess.Popen(
                 [
@@ -210,6 +240,7 @@ class _Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                env=os.environ | own_gpus,
             )
         try:
             said, _ = process.communicate(timeout=_NODE_DEADLINE_S)
@@ -220,6 +251,25 @@ class _Supervisor:
             return ""
         lines = [line for line in said.splitlines() if line.strip()]
         return "\n    ".join(lines[-_TAIL_LINES:]) or f"exit code {process.returncode}"
+
+
+@functools.cache
+def _token() -> str:
+    """One for all clusters of this process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+def _make_directory() -> str:
+    """Of the cluster's own, and short: Ray makes socket files some 70 characters below."""
+    usual = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="fl-", dir=usual if len(usual) <= _MAX_PATH else "/tmp")
+
+
+def _answer(**what: str) -> None:
+    """Tells the launcher, if that still lives."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps(what) + "\n")
+        sys.stdout.flush()
 
 
 def _reap() -> None:
@@ -239,11 +289,9 @@ def main() -> None:
     supervisor = _Supervisor(msgspec.msgpack.decode(lifeline.payload(), type=_Order))
     lifeline.watch(supervisor.end, grace_s=_STOP_S)
     try:
-        answer = {"address": supervisor.start()}
+        _answer(address=supervisor.start())
     except (OSError, RuntimeError) as problem:
-        answer = {"error": str(problem)}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+        _answer(error=str(problem))
     _reap()
 
 

@@ -13,21 +13,24 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from engine import __version__
 from engine.config import ProcessSpec, Role
 from engine.entrypoint import Launch
 from engine.transport import Keys
 from engine.wording import counted
 from launcher.cluster import ClusterKind
+from launcher.errors import Refused
 from launcher.executors.base import Exit, Means, Tell
 from launcher.executors.mp import MpExecutor
 from launcher.executors.ray.causes import cause_of
-from launcher.executors.ray.emulated import EmulatedNodes, NodeSize
+from launcher.executors.ray.connection import own_address
+from launcher.executors.ray.emulated import EmulatedNodes, NodeSize, with_gpu_ids
 from launcher.executors.ray.groups import Groups
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 from launcher.executors.ray.session import CALL_S, Session
 from launcher.executors.ray.watch import Address, NodeWatch
 from launcher.plan import DeploymentPlan
-from launcher.this_machine import local_cluster
+from launcher.this_machine import local_cluster, visible_gpu_ids
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,6 @@ _KILL_S = 10.0
 _TOLD = "ray"
 """In place of a process, what the terminal shows beside news of the cluster."""
 _GCS = "the Ray cluster"
-_RAY_SETS = {"CUDA_VISIBLE_DEVICES"}
-"""Not the launcher's to pass on: each actor sees the devices that Ray has given it."""
 
 
 @dataclass(slots=True)
@@ -87,6 +88,9 @@ class RayExecutor:
         self._watchers: list[asyncio.Task[None]] = []
         self._is_ending = False
         self._is_lost = False
+        self._handles: list[Any] = []
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self.left_behind: list[str] = []
 
     @property
     def coordinator_endpoint(self) -> str:
@@ -105,6 +109,12 @@ class RayExecutor:
         return self._local.private_addresses
 
     def reserve(self) -> None:
+        own = own_address()
+        if self._session is None and own is not None:
+            raise Refused(
+                f"this process is connected to the Ray cluster at {own}, no other can be emulated",
+                "cluster=existing, or a process of its own",
+            )
         self._local.reserve()
 
     async def start(self) -> None:
@@ -131,6 +141,10 @@ class RayExecutor:
     async def restart(self, name: str) -> int:
         return await self._local.restart(name)
 
+    async def collect_log(self, name: str) -> None:
+        if name in self._fetching:
+            await asyncio.wait([self._fetching[name]], timeout=_TAIL_S)
+
     def log_tail(self, name: str, num_lines: int) -> list[str]:
         return self._local.log_tail(name, num_lines)
 
@@ -139,12 +153,15 @@ class RayExecutor:
 
     async def stop(self, grace_s: float) -> None:
         self._is_ending = self._groups.is_ending = True
-        await asyncio.gather(self._local.stop(grace_s), self._stop_actors(grace_s))
-        for watcher in self._watchers:
-            watcher.cancel()
-        self._watchers.clear()
-        if self._emulated is not None:
-            await self._emulated.stop()
+        try:
+            await asyncio.gather(self._local.stop(grace_s), self._stop_actors(grace_s))
+        finally:
+            for watcher in self._watchers:
+                watcher.cancel()
+            self._watchers.clear()
+            await self._close_session()
+            if self._emulated is not None:
+                await self._emulated.stop()
 
     def release(self, keep_logs: bool) -> None:
         self._local.release(keep_logs)
@@ -172,18 +189,20 @@ class RayExecutor:
             for bundle in group.bundles:
                 for resource, number in bundle.resources.items():
                     planned[bundle.node, resource] += number
-        sizes = tuple(
-            NodeSize(
-                node.id,
-                max(node.cpus, planned[node.id, "CPU"]),
-                max(node.gpus, planned[node.id, "GPU"]),
-            )
-            for node in plan.nodes
+        sizes = with_gpu_ids(
+            [
+                NodeSize(
+                    node.id,
+                    max(node.cpus, planned[node.id, "CPU"]),
+                    max(node.gpus, planned[node.id, "GPU"]),
+                )
+                for node in plan.nodes
+            ],
+            visible_gpu_ids(os.environ),
         )
-        names = ", ".join(size.name for size in sizes)
-        self._tell(_TOLD, f"starting a cluster of emulated nodes: {names}")
+        self._tell(_TOLD, f"starting {counted(len(sizes), 'emulated node')}")
         self._emulated = EmulatedNodes(sizes)
-        await self._emulated.start()
+        await self._emulated.start(lambda name: self._tell(_TOLD, f"node {name} runs"))
         self._watchers.append(asyncio.create_task(self._watch_emulated(self._emulated)))
         self._session = session = Session(self._emulated.address, self._emulated.environment)
         await asyncio.to_thread(session.connect)
@@ -213,14 +232,15 @@ class RayExecutor:
                 num_gpus=worker.num_gpus,
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, worker.bundle),
-            ).remote(msgspec.msgpack.encode(self._launch(spec)))
+            ).remote(__version__, msgspec.msgpack.encode(self._launch(spec)))
+            self._handles.append(handle)
             running, log_path = handle.run.remote().future(), handle.log_path.remote().future()
             made.append(_Made(spec, handle, running, log_path))
         return made
 
     def _launch(self, spec: ProcessSpec) -> EngineLaunch:
         assert self._session is not None
-        passed = (name for name in self._plan.passed_environment if name not in _RAY_SETS)
+        passed = self._plan.passed_environment
         return EngineLaunch(
             launch=Launch(
                 process=spec,
@@ -243,7 +263,7 @@ class RayExecutor:
         except Exception as problem:
             reason = cause_of(problem)
         if not self._is_ending and not self._local.log_tail(spec.name, 1):
-            await self._fetch_log(made)
+            self._fetching[spec.name] = asyncio.create_task(self._fetch_log(made))
         self._note_end(spec.name, f"{reason} (on {spec.node})")
 
     async def _fetch_log(self, made: _Made) -> None:
@@ -298,10 +318,7 @@ class RayExecutor:
 
     async def _stop_actors(self, grace_s: float) -> None:
         session = self._session
-        if session is None:
-            return
-        self._session = None
-        if self._is_lost:  # nobody would answer; actors end with this process's connection
+        if session is None or not session.is_connected or self._is_lost:
             return
         ended = [actor.ended for actor in self._actors.values()]
         try:
@@ -312,19 +329,27 @@ class RayExecutor:
             if ended:  # in a group of somebody else's nothing but this shows that they are gone
                 await asyncio.wait(ended, timeout=_KILL_S)
             left = await session.call_async(self._groups.remove)
-            if left:
-                logger.error("Ray has not removed %s", ", ".join(left))
-        except TimeoutError:
-            logger.error("Ray does not answer: it will end what is left by itself")
-        await asyncio.to_thread(session.close)
+            self.left_behind = [f"placement group {name}" for name in (*left, *self._actors)]
+            if self.left_behind:
+                logger.error("Ray has not removed %s", ", ".join(self.left_behind))
+        except Exception:  # Ray has no one class for what can be wrong
+            logger.exception("Ray will have to end what is left by itself")
+
+    async def _close_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await asyncio.to_thread(session.close)
 
     def _tell_actors(self) -> None:
         for actor in list(self._actors.values()):
             actor.handle.stop.remote()
 
     def _kill_actors(self) -> None:
-        for actor in list(self._actors.values()):
-            _kill(actor)
+        """Those too that were made and not taken in, and those that were given up."""
+        import ray
+
+        for handle in self._handles:
+            ray.kill(handle)
 
 
 def _kill(actor: _Actor) -> None:

@@ -83,15 +83,21 @@ class Groups:
         table = _states()
         return sum(table.get(group.id.hex()) == "CREATED" for group in self._made.values())
 
-    def remove(self) -> list[str]:
-        """Removes all groups and the actors in them; names of those still there after a while."""
+    def remove(self, until_free: bool = False) -> list[str]:
+        """Removes all groups and the actors in them; names of those still there after a while.
+
+        Args:
+            until_free: Wait until what they held is told to be free, which is some time later.
+        """
+        if not self._made:  # asked about groups, Ray would connect to some cluster by itself
+            return []
         from ray.util.placement_group import remove_placement_group
 
         for group in self._made.values():
             remove_placement_group(group)
         deadline = time.monotonic() + _REMOVE_S
         left = self._left()
-        while left and time.monotonic() < deadline:
+        while (left or until_free and self._held()) and time.monotonic() < deadline:
             time.sleep(_SLICE_S / 10)
             left = self._left()
         self._made = {name: self._made[name] for name in left}
@@ -105,49 +111,65 @@ class Groups:
             if table.get(group.id.hex(), "REMOVED") != "REMOVED"
         ]
 
+    def _held(self) -> bool:
+        """Whether a node is still said to have less because of these groups."""
+        names = "\n".join(name for free in _available().values() for name in free)
+        return any(group.id.hex() in names for group in self._made.values())
+
     def _wait(self, deadline_s: float) -> set[str]:
         """Names of the groups that do not stand in time."""
         deadline = time.monotonic() + deadline_s
-        late = set(self._made)
-        for name, group in self._made.items():
-            while not self.is_ending and time.monotonic() < deadline:
-                if group.wait(_SLICE_S):
-                    late.discard(name)
-                    break
-        return late
+        for group in self._made.values():
+            while not self.is_ending and time.monotonic() < deadline and not group.wait(_SLICE_S):
+                pass
+        states = _states()
+        return {n for n, group in self._made.items() if states.get(group.id.hex()) != "CREATED"}
 
 
-def describe_given(
-    given: Sequence[Any], names: Mapping[str, str], deadline_s: float
-) -> dict[str, PlacementGroup]:
-    """What is in placement groups that somebody else has made. Runs in Ray's thread.
+def wait_for_given(given: Sequence[Any], deadline_s: float) -> None:
+    """Waits until placement groups stand that somebody else has made. Runs in Ray's thread.
+
+    Raises:
+        Refused: One does not.
+    """
+    from ray.util.placement_group import placement_group_table
+
+    deadline = time.monotonic() + deadline_s
+    for handle in given:
+        handle.wait(max(0.0, deadline - time.monotonic()))
+        state = placement_group_table(handle)["state"]
+        if state != "CREATED":
+            raise Refused(
+                f"placement group {handle.id.hex()} does not stand after {deadline_s:g} s, it is"
+                f" {state}",
+                "placement groups that Ray has created, see ray.util.placement_group_table()",
+            )
+
+
+def describe_given(given: Sequence[Any], names: Mapping[str, str]) -> dict[str, PlacementGroup]:
+    """What is in placement groups that stand. Runs in Ray's thread.
 
     Args:
         given: Ray's handles.
         names: What a plan calls the nodes, by Ray's ids.
-        deadline_s: How long a group may take to stand.
 
     Returns:
         In the same order, by the names that a plan calls them: `given-0`, ...
 
     Raises:
-        Refused: One does not stand, or has lost a node.
+        Refused: One has lost a node.
     """
     from ray.util.placement_group import placement_group_table
 
-    deadline = time.monotonic() + deadline_s
     found = {}
     for index, handle in enumerate(given):
-        name = f"given-{index}"
-        handle.wait(max(0.0, deadline - time.monotonic()))
         table = placement_group_table(handle)
-        if table["state"] != "CREATED":
-            raise Refused(
-                f"placement group {handle.id.hex()} does not stand after {deadline_s:g} s, it is"
-                f" {table['state']}",
-                "placement groups that Ray has created, see ray.util.placement_group_table()",
-            )
         nodes = table["bundles_to_node_id"]
+        if not all(node in names for node in nodes.values()):
+            raise Refused(
+                f"placement group {handle.id.hex()} has lost a node, it is {table['state']}",
+                "placement groups that stand",
+            )
         bundles = (
             Bundle(
                 resources={name: int(number) for name, number in resources.items()},
@@ -155,16 +177,14 @@ def describe_given(
             )
             for position, resources in sorted(table["bundles"].items())
         )
+        name = f"given-{index}"
         found[name] = PlacementGroup(name=name, strategy=table["strategy"], bundles=tuple(bundles))
     return found
 
 
 def _describe(groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode]) -> str:
     """Which group waits for what, and what its node has free now."""
-    import ray
-
-    untyped: Any = ray
-    available = untyped._private.state.available_resources_per_node()
+    available = _available()
     lines = []
     for group in groups:
         for bundle in group.bundles:
@@ -177,6 +197,16 @@ def _describe(groups: Sequence[PlacementGroup], nodes: Mapping[str, RayNode]) ->
 
 def _free(free: Mapping[str, float], wanted: Mapping[str, int]) -> str:
     return "which has free: " + ", ".join(f"{free.get(name, 0):g} {name}" for name in wanted)
+
+
+def _available() -> dict[str, dict[str, float]]:
+    """What every node has free, by Ray's ids, as last told."""
+    import ray
+
+    untyped: Any = ray
+    available: dict[str, dict[str, float]]
+    available = untyped._private.state.available_resources_per_node()
+    return available
 
 
 def _states() -> dict[str, str]:

@@ -38,7 +38,7 @@ def grow(
                 return
             time.sleep(_INTERVAL_S)
     finally:
-        session.call(groups.remove)
+        session.call(lambda: groups.remove(until_free=True))  # the next plan counts on it
 
 
 def _words(pending: PendingResources) -> str:

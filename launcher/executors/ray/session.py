@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import socket
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +20,17 @@ from typing import Any, TypeVar
 
 from launcher.cluster import Cluster, ClusterKind, Node
 from launcher.errors import Refused
+from launcher.executors.ray import connection
 from launcher.node_names import with_stable_names
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NAMESPACE = "flotilla"
 CALL_S = 30.0
 """Deadline of a question to Ray that is answered at once unless its head is in trouble."""
 CONNECT_S = 60.0
+CLOSE_S = 10.0
 _REACH_S = 5.0
 _ASK_S = 20.0
 """Nodes that have not said by then how much memory their GPUs have are planned without."""
@@ -55,6 +55,7 @@ class Session:
     Attributes:
         address: Of the cluster.
         nodes: By the names that a plan calls them, since the last `discover`.
+        is_connected: Calls can be made.
     """
 
     def __init__(self, address: str, environment: Mapping[str, str] | None = None) -> None:
@@ -62,7 +63,8 @@ class Session:
         self.nodes: dict[str, RayNode] = {}
         self._head_id = ""
         self._environment = environment or {}
-        self._owns_connection = False
+        self._has_joined = False
+        self.is_connected = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
         self._thread.start()
@@ -94,6 +96,8 @@ class Session:
                 f"the Ray cluster at {self.address} does not answer within {CONNECT_S:g} s",
                 "cluster=emulated, or see `ray status`",
             ) from None
+        except Refused:
+            raise
         except Exception as problem:  # Ray has no one class for what can be wrong
             raise _refused(self.address, problem) from problem
 
@@ -108,7 +112,12 @@ class Session:
         named = with_stable_names(found.nodes)
         names = {ray_id: node.id for ray_id, node in named.items()}
         self.nodes = {name: found.ray_nodes[ray_id] for ray_id, name in names.items()}
-        self._head_id = next(node.id for node in found.nodes if node.head)
+        self._head_id = next((node.id for node in found.nodes if node.head), "")
+        if not self._head_id:
+            raise Refused(
+                f"the Ray node of this machine has died: {self.address}",
+                "ray start --address=... on this machine",
+            )
         can_add = found.can_add if grows is None else ("CPU", "GPU") if grows else ()
         return Cluster(
             nodes=tuple(named.values()),
@@ -126,34 +135,18 @@ class Session:
 
     def close(self) -> None:
         """Disconnects, which ends every actor and group that this process has made."""
-        if self._owns_connection:
-            self._owns_connection = False
+        if self.is_connected:
+            self.is_connected = False
             try:
-                self.call(_shutdown, CALL_S)
+                if self._has_joined:
+                    self.call(connection.leave, CLOSE_S)
             except TimeoutError:
-                logger.warning("Ray did not disconnect within %g s", CALL_S)
+                logger.warning("Ray did not disconnect within %g s", CLOSE_S)
         self._calls.put(None)
 
     def _connect(self) -> None:
-        os.environ.update(self._environment)  # Ray reads it when it is imported
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
-        if ray.is_initialized():
-            return
-        # It would say that it leaves signals alone, as it should.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        # It would write messages of raylets to stdout, which is for what a program could read.
-        ray._private.worker.print_to_stdstream = _log_message
-        _show_token(self.address)
-        ray.init(
-            address=self.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-        )
-        self._owns_connection = True
+        self._has_joined = connection.join(self.address, self._environment)
+        self.is_connected = True
 
     def _submit(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -175,17 +168,14 @@ class Session:
 
 
 def running_cluster(address: str | None, environment: Mapping[str, str]) -> str | None:
-    """Address of the cluster that would be used: the one that this process is connected to, else
-    told, RAY_ADDRESS, or one on this machine.
+    """Address of the cluster that would be used: told, the one that this process is connected to,
+    RAY_ADDRESS, or one of this user's on this machine.
 
     Raises:
         Refused: The address is of a kind that cannot be used.
     """
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        own: str = ray.get_runtime_context().gcs_address
-        return own
-    told = address or environment.get("RAY_ADDRESS") or "auto"
+    own = connection.own_address()
+    told = address or own or environment.get("RAY_ADDRESS") or "auto"
     if told not in ("auto", "local"):
         if "://" in told:
             raise Refused(
@@ -197,37 +187,14 @@ def running_cluster(address: str | None, environment: Mapping[str, str]) -> str 
         return None
     directory = Path(environment.get("RAY_TMPDIR") or "/tmp", "ray")
     with contextlib.suppress(OSError):
-        found = (directory / _ADDRESS_FILE).read_text().strip()
+        file = directory / _ADDRESS_FILE
+        if file.stat().st_uid != os.getuid():  # not to be trusted with keys, unless told
+            return None
+        found = file.read_text().strip()
         with contextlib.suppress(Refused):  # it has ended without removing the file
             _check_reach(found)
             return found
     return None
-
-
-def _show_token(address: str) -> None:
-    """Uses the user's token if there is one and the cluster asks for it.
-
-    `ray start` uses a token that is there, `ray.init` with an address does not. With a token that
-    the cluster does not know of, this process would not answer it.
-
-    Raises:
-        ray.exceptions.AuthenticationError: There is no token, or another one.
-    """
-    from ray import _raylet
-    from ray._private.authentication import authentication_token_setup as token
-    from ray.exceptions import AuthenticationError, RpcError
-
-    untyped: Any = _raylet
-    token.ensure_token_if_auth_enabled(create_token_if_missing=False)
-    try:
-        untyped.GcsClient(address=address)
-    except AuthenticationError:
-        is_told = "RAY_AUTH_MODE" in os.environ
-        if is_told or not token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
-            raise
-        untyped.GcsClient(address=address)
-    except RpcError:  # it may have just begun to start: `ray.init` tries for longer
-        return
 
 
 def _check_reach(address: str) -> None:
@@ -346,14 +313,3 @@ def _holders() -> dict[str, tuple[str, ...]]:
                     group["name"] or f"placement group {group['placement_group_id']}"
                 ] = None
     return {node_id: tuple(names) for node_id, names in found.items()}
-
-
-def _shutdown() -> None:
-    import ray
-
-    ray.shutdown()
-
-
-def _log_message(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    for line in data["lines"]:
-        logger.info("%s: %s", data["pid"], line)

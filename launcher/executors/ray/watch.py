@@ -8,10 +8,21 @@ under heavy load is not taken for a dead one.
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Mapping
 
 _INTERVAL_S = 1.0
 _CONNECT_S = 1.5
+_REMOTE = {
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+}
+"""What says something about the place; this process may also be out of descriptors."""
 _MAX_FAILURES = 2
 """In a row."""
 
@@ -52,7 +63,10 @@ async def _unreachable(host: str, port: int) -> str:
     except TimeoutError:
         return f"no answer from {host}:{port} within {_CONNECT_S:g} s"
     except OSError as problem:
-        return f"{host}:{port}: {problem.strerror or problem}"
+        if problem.errno not in _REMOTE:
+            return ""
+        # asyncio puts words of its own into strerror.
+        return f"{host}:{port}: {os.strerror(problem.errno) if problem.errno else problem}"
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
