@@ -8,10 +8,11 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
+import msgspec
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
 if TYPE_CHECKING:
+    from launcher.actions.bench import Asked
     from launcher.executors.ray.session import Session
     from launcher.resolve import Resolved
     from launcher.smoke.sweep import SmokeSweep
@@ -195,12 +197,17 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
 
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
-            case Action.plan | Action.serve | Action.smoke as action:
+            case Action.bench if config.bench.url is not None:
+                from launcher.actions.bench import bench_url
+
+                warn(not_read(config.action, overrides))
+                return bench_url(config.bench.url, benchmark_of(config, overrides))
+            case Action.plan | Action.serve | Action.smoke | Action.bench as action:
                 with resolved(config) as found:
                     plan = make(config, found)
                     shown = action is Action.plan  # with the plan, its own warnings too
                     warn((*without_effect(config), *(() if shown else plan.warnings)))
-                    return carry_out(action, plan, config, found.session)
+                    return carry_out(action, plan, config, found.session, overrides)
             case _ as never:
                 assert_never(never)
     except LauncherError as error:
@@ -257,10 +264,11 @@ def make(config: LaunchConfig, found: "Resolved") -> DeploymentPlan:
 
 
 def carry_out(
-    action: Literal[Action.plan, Action.serve, Action.smoke],
+    action: Literal[Action.plan, Action.serve, Action.smoke, Action.bench],
     plan: DeploymentPlan,
     config: LaunchConfig,
     session: "Session | None",
+    overrides: Sequence[str],
 ) -> int:
     """Does it. Whatever carries a plan out sees the plan and its means only."""
     from launcher.executors.base import Means
@@ -283,8 +291,21 @@ def carry_out(
             from launcher.actions.smoke import smoke
 
             return smoke(plan, means, config.smoke.answer_s, config.smoke.format)
+        case Action.bench:
+            from launcher.actions.bench import bench
+
+            return bench(plan, means, benchmark_of(config, overrides))
         case _ as never:
             assert_never(never)
+
+
+def benchmark_of(config: LaunchConfig, overrides: Sequence[str]) -> "Asked":
+    """What to measure, and what the results say of where it comes from."""
+    from launcher.actions.bench import Asked
+
+    whole = config.bench.url is None
+    values = msgspec.to_builtins(asdict(config) if whole else {"bench": asdict(config.bench)})
+    return Asked(name=config.name, options=config.bench, overrides=list(overrides), config=values)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,10 @@ class Option:
                 return "a whole number"
             case kind if kind is float:
                 return "a number"
+            case kind if kind == list[int]:
+                return "a list of whole numbers, such as [1,4]"
+            case kind if kind == list[float]:
+                return "a list of numbers, such as [0.5,2]"
         return "text"
 
     def accepts(self, value: object) -> bool:
@@ -77,6 +81,8 @@ class Option:
                 value = str(default).lower()
             case Enum(name=name):
                 value = name
+            case list(default):
+                value = f"[{','.join(map(str, default))}]"
             case dataclasses.MISSING:  # only the choice of a group sets it
                 value = self.choices[0]
             case default:
@@ -129,11 +135,18 @@ class Catalogue:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 yield from self._walk(kind, key + ".")
             else:
-                yield Option(key, section, kind, field.default)
+                yield Option(key, section, kind, default_of(field))
 
     def _schema(self, group: str) -> type:
         schemas = {schema.choice: schema for schema in GROUP_SCHEMAS[group]}
         return schemas.get(self.chosen[group], GROUP_SCHEMAS[group][0])
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Of an option: lists are made anew for each config."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def read_groups() -> dict[str, Sequence[str]]:

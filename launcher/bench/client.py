@@ -1,6 +1,6 @@
 """A client process: drives its share of a load and notes what comes back.
 
-    python -m launcher.bench.client     speaks `launcher.bench.messages` over stdin and stdout
+python -m launcher.bench.client     speaks `launcher.bench.messages` over stdin and stdout
 """
 
 import asyncio
@@ -16,7 +16,17 @@ import msgspec
 import uvloop
 
 from launcher.bench import content
-from launcher.bench.messages import JOB, Job, Outcome, Progress, Record, Session, Target, read, write
+from launcher.bench.messages import (
+    JOB,
+    Job,
+    Outcome,
+    Progress,
+    Record,
+    Session,
+    Target,
+    read,
+    write,
+)
 from launcher.bench.stream import Failure, Stream, http_request
 
 _MOST_FAILURES_IN_A_ROW = 32
@@ -37,11 +47,13 @@ def main() -> None:
 async def _attached(job: Job, sink: IO[bytes]) -> Outcome:
     """Does a job; the launcher says nothing meanwhile, so that what can be read is its end."""
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin.fileno(), os._exit, 1)
+    source = sys.stdin.fileno()
+    loop.add_reader(source, os._exit, 1)
     try:
         return await Driver(job, sink).run()
     finally:
-        loop.remove_reader(sys.stdin.fileno())
+        loop.remove_reader(source)
+        os.set_blocking(source, True)  # uvloop has made it otherwise
 
 
 class Driver:

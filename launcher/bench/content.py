@@ -6,15 +6,15 @@ from random import Random
 
 from launcher.bench.messages import Piece
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group "
-    "country problem hand part place case week company system program question work government "
-    "number night point home water room mother area money story fact month lot right study book "
-    "eye job word business issue side kind head house service friend father power hour game line "
-    "end member law car city community name president team minute idea kid body information back "
-    "parent face others level office door health person art war history party result change "
-    "morning reason research girl guy moment air teacher force education"
-).split()
+WORDS = """
+time year people way day man thing woman life child world school state family student group
+country problem hand part place case week company system program question work government number
+night point home water room mother area money story fact month lot right study book eye job word
+business issue side kind head house service friend father power hour game line end member law
+car city community name president team minute idea kid body information back parent face others
+level office door health person art war history party result change morning reason research girl
+guy moment air teacher force education
+""".split()  # noqa: SIM905  a list of 100 lines is no easier to read
 """Common nouns: one token each in a large vocabulary."""
 _FIRST_ID = 100
 """Below are special tokens, or bytes, in many vocabularies."""

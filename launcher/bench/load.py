@@ -1,7 +1,7 @@
 """What is asked of the server, and when: a function of options and seed alone.
 
-Prompts are recipes (`Piece`), from which `launcher.bench.content` makes the same tokens in whichever
-client process sends them: a trace of millions of tokens need not be held or handed on.
+Prompts are recipes (`Piece`), from which `launcher.bench.content` makes the same tokens in
+whichever client process sends them: a trace of millions of tokens need not be held or handed on.
 """
 
 import math
@@ -49,7 +49,9 @@ def make_stages(options: BenchOptions, trace: Sequence[Entry] = ()) -> list[Stag
         trace: What `bench.trace.path` holds; not empty: it is the one stage.
     """
     if trace:
-        sessions = [_replayed(options, entry, trace[0].timestamp, i) for i, entry in enumerate(trace)]
+        sessions = [
+            _replayed(options, entry, trace[0].timestamp, i) for i, entry in enumerate(trace)
+        ]
         return [Stage(name="trace", sessions=sessions)]
     if options.rate:
         return [_arriving(options, rate, index) for index, rate in enumerate(options.rate)]
@@ -86,7 +88,9 @@ def draw(length: LengthOptions, random: Random) -> int:
             # Source: mean and variance of exp(N(mu, sigma^2)), solved for mu and sigma.
             stdev = length.mean / 2 if length.stdev is None else length.stdev
             variance = math.log1p((stdev / length.mean) ** 2)
-            number = random.lognormvariate(math.log(length.mean) - variance / 2, math.sqrt(variance))
+            number = random.lognormvariate(
+                math.log(length.mean) - variance / 2, math.sqrt(variance)
+            )
     most = math.inf if length.max is None else length.max
     return int(min(max(round(number), length.min), most))
 

@@ -1,6 +1,6 @@
 """What launcher and client processes say to each other: msgpack behind its length, over pipes.
 
-    Job  ->  Progress ..., Outcome        and again, until the launcher closes the pipe
+Job  ->  Progress ..., Outcome        and again, until the launcher closes the pipe
 """
 
 import struct
@@ -56,8 +56,6 @@ class Target(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     vocab_size: int | None = None
     """None: prompts are text."""
     words_per_token: float = 1.0
-    overhead_tokens: int = 0
-    """That the server adds to a text, by its chat template."""
     ignore_eos: bool = True
     includes_usage: bool = True
     api_key: str | None = None

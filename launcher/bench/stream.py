@@ -1,16 +1,12 @@
 """One streamed answer over HTTP: bytes in, times and token counts out.
 
-A protocol of asyncio with httptools' parser (llhttp), both of which the front end has already, and a
-typed msgspec decoder for the events. A client library spends several times the server's own time on
-a token (httpx: about 100 us an event); this takes about 10, so that one process can follow tens of
-thousands of tokens a second. Each request has a connection of its own: none is spoilt by a server
-that closes an idle one, and several front ends behind one port all get their share.
+Why not a client library: docs/decisions/0006-benchmark-client.md.
 """
 
 import asyncio
 import time
 from array import array
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -85,6 +81,7 @@ class Stream(asyncio.Protocol):
         self._status, self._now_s = 0, 0.0
         self._is_done = False
         self._error: Any = None
+        self._transport: asyncio.WriteTransport | None = None
         self._parts: list[str] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.first_s: float | None = None
@@ -99,9 +96,8 @@ class Stream(asyncio.Protocol):
         return "".join(self._parts)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is no subclass
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self._now_s = time.monotonic()
@@ -142,9 +138,10 @@ class Stream(asyncio.Protocol):
             self._end(None)
 
     def close(self) -> None:
-        if not self.ended.done():
-            self.ended.cancel()
-        self._transport.abort()
+        """Gives the answer up."""
+        self.ended.cancel()
+        if self._transport is not None:
+            self._transport.abort()
 
     def _take(self, data: bytes) -> None:
         """One event."""
@@ -183,7 +180,8 @@ class Stream(asyncio.Protocol):
             self.ended.set_result(None)
         else:
             self.ended.set_exception(failure)
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
 
 
 def http_request(target: Target, body: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Traces of requests in Mooncake's format.
 
-Source: github.com/kvcache-ai/Mooncake, README, "Open Source Trace": one JSON object in each line with
-`timestamp` (ms), `input_length`, `output_length` (tokens) and `hash_ids`, one for each block of 512
-tokens of the prompt; equal ids mean equal content up to there.
+Source: github.com/kvcache-ai/Mooncake, README, "Open Source Trace": one JSON object in each line
+with `timestamp` (ms), `input_length`, `output_length` (tokens) and `hash_ids`, one for each block
+of 512 tokens of the prompt; equal ids mean equal content up to there.
 """
 
 import itertools
