@@ -91,8 +91,7 @@ def without_effect(config: LaunchConfig) -> list[str]:
         lines.append("stop.force=true has no effect without action=stop")
     if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
         lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
-    if config.bench.url is not None and config.action is not Action.bench:
-        lines.append(f"bench.url={config.bench.url} has no effect without action=bench")
+    lines += _bench_without_effect(config)
     return lines
 
 
@@ -102,6 +101,17 @@ def not_read(action: Action, overrides: Sequence[str]) -> list[str]:
     lines = [text for text, key in keys.items() if key not in (*READ[action], "hydra")]
     of = "bench.url" if action is Action.bench else f"action={action.name}"
     return [f"{text} has no effect with {of}" for text in lines]
+
+
+def _bench_without_effect(config: LaunchConfig) -> Iterator[str]:
+    bench = config.bench
+    if config.action is not Action.bench:
+        if bench.url is not None:
+            yield f"bench.url={bench.url} has no effect without action=bench"
+    elif bench.url is None:
+        for name in ("model", "api_key_file", "pid"):
+            if getattr(bench, name) is not None:
+                yield f"bench.{name}={getattr(bench, name)} has no effect without bench.url"
 
 
 def _placement_without_effect(config: LaunchConfig) -> Iterator[str]:

@@ -100,7 +100,7 @@ class _Run:
         self._created = datetime.now().astimezone()
         self._path = _results_path(asked, self._created)
         trace = options.trace.path
-        entries = read_trace(trace, options.num_requests) if trace else []
+        entries = read_trace(trace, options.num_sessions) if trace else []
         stages, warm_up = make_stages(options, entries), make_warm_up(options, entries)
         self._load = Load(stages=stages, warm_up=warm_up)
         if max_model_len is not None:

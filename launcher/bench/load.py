@@ -60,7 +60,7 @@ def make_stages(options: BenchOptions, trace: Sequence[Entry] = ()) -> list[Stag
 
 def make_warm_up(options: BenchOptions, trace: Sequence[Entry] = ()) -> Stage | None:
     """Sessions like the others, none of which comes again."""
-    number = options.warm_up_requests
+    number = options.warm_up_sessions
     if not number:
         return None
     if trace:
@@ -96,7 +96,7 @@ def draw(length: LengthOptions, random: Random) -> int:
 
 
 def _concurrent(options: BenchOptions, concurrency: int, index: int) -> Stage:
-    number = options.num_requests
+    number = options.num_sessions
     if number is None:
         number = max(_LEAST_SESSIONS, _SESSIONS_PER_CONCURRENT * concurrency)
     sessions = list(_sessions(options, f"concurrency-{index}", number))
@@ -104,7 +104,7 @@ def _concurrent(options: BenchOptions, concurrency: int, index: int) -> Stage:
 
 
 def _arriving(options: BenchOptions, rate: float, index: int) -> Stage:
-    number = options.num_requests
+    number = options.num_sessions
     if number is None:
         number = max(_LEAST_SESSIONS, math.ceil(_ARRIVALS_S * rate))
     stage = f"rate-{index}"

@@ -118,14 +118,15 @@ class BenchOptions:
     prompts: PromptKind = PromptKind.token_ids
     """Of completions: token_ids (of the exact length) or text (about as long)."""
     concurrency: list[int] = list_option(4, ge=1)
-    """Sessions at the same time, a stage for each number."""
+    """Sessions at the same time, a stage for each number. A session is one request, or `bench.turns`
+    of them."""
     rate: list[float] = list_option(gt=0)
-    """Sessions that arrive each second, as a Poisson process, a stage for each number; bench.
-    concurrency is not read then."""
-    num_requests: int | None = option(None, ge=1)
+    """Sessions that arrive each second, as a Poisson process, a stage for each number; in place of
+    `bench.concurrency`."""
+    num_sessions: int | None = option(None, ge=1)
     """Sessions of each stage, of a trace its first ones; null: four for each at the same time, 30
     seconds of arrivals, at least 16; a whole trace."""
-    warm_up_requests: int = option(8, ge=0)
+    warm_up_sessions: int = option(8, ge=0)
     """Sessions before the first stage, which are not measured."""
     input: InputOptions = field(default_factory=InputOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

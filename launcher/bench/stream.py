@@ -103,16 +103,14 @@ class Stream(asyncio.Protocol):
         self._now_s = time.monotonic()
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, msgspec.DecodeError) as problem:
-            self._end(Failure("malformed answer", str(problem)))
+        except httptools.HttpParserError as problem:
+            self._end(Failure("malformed answer", str(problem.__context__ or problem)))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._is_done and exc is None:  # an answer without a length ends so
-            self._end(None)
-        elif self._status == 200 and exc is None:
-            self._end(Failure("ended early", f"after {self.num_parts} parts, without [DONE]"))
-        else:
+        if exc is not None or not self._status:
             self._end(Failure("connection lost", str(exc or "closed by the server")))
+        else:
+            self._end(self._failure())  # an answer without a length ends so
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -127,21 +125,23 @@ class Stream(asyncio.Protocol):
                 self._take(line[5:].strip())
 
     def on_message_complete(self) -> None:
-        if self._status != 200:
-            refusal = self._refusal.decode(errors="replace")
-            self._end(Failure(f"HTTP {self._status}", refusal))
-        elif self._error is not None:
-            self._end(Failure("error event", str(self._error)))
-        elif not self._is_done:
-            self._end(Failure("ended early", f"after {self.num_parts} parts, without [DONE]"))
-        else:
-            self._end(None)
+        self._end(self._failure())
 
     def close(self) -> None:
         """Gives the answer up."""
         self.ended.cancel()
         if self._transport is not None:
             self._transport.abort()
+
+    def _failure(self) -> Failure | None:
+        """Of an answer that goes on no longer."""
+        if self._status != 200:
+            return Failure(f"HTTP {self._status}", self._refusal.decode(errors="replace"))
+        if self._error is not None:
+            return Failure("error event", str(self._error))
+        if not self._is_done:
+            return Failure("ended early", f"after {self.num_parts} parts, without [DONE]")
+        return None
 
     def _take(self, data: bytes) -> None:
         """One event."""

@@ -87,8 +87,8 @@ MISTAKES = [
         "engine.device=cuda",
     ),
     (
-        "action=bench",
-        "action must be one of serve, plan, smoke, status, stop: bench",
+        "action=benchmark",
+        "action must be one of serve, plan, smoke, bench, status, stop: benchmark",
         "action=serve",
     ),
     (
