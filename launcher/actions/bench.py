@@ -1,7 +1,6 @@
 """`action=bench`: measures a deployment, or a server that runs already, and writes the results."""
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,12 +13,13 @@ import psutil
 
 from launcher.actions.serve import Serving
 from launcher.bench.benchmark import Benchmark, Load
+from launcher.bench.directory import ResultsDirectory
 from launcher.bench.environment import read_environment
 from launcher.bench.load import make_stages, make_warm_up
 from launcher.bench.measure import problems_of, warnings_of
 from launcher.bench.options import BenchOptions
 from launcher.bench.resources import local_processes, process_tree
-from launcher.bench.results import RESULTS_NAME, Results, StartUp, encode
+from launcher.bench.results import Results, StartUp
 from launcher.bench.server import Server
 from launcher.bench.table import tables
 from launcher.bench.trace import read_trace
@@ -98,7 +98,6 @@ class _Run:
     def __init__(self, asked: Asked, max_model_len: int | None) -> None:
         self._asked, options = asked, asked.options
         self._created = datetime.now().astimezone()
-        self._path = _results_path(asked, self._created)
         trace = options.trace.path
         entries = read_trace(trace, options.num_sessions) if trace else []
         stages, warm_up = make_stages(options, entries), make_warm_up(options, entries)
@@ -106,6 +105,7 @@ class _Run:
         if max_model_len is not None:
             self._check_fits(max_model_len)
         self._environment = read_environment()
+        self._directory = ResultsDirectory.chosen(options.dir, asked.name, self._created)
         self._benchmark: Benchmark | None = None
         self.url, self.model = "", ""
         self.plan_digest: str | None = None
@@ -133,11 +133,15 @@ class _Run:
         failure: LauncherError | None = None
         try:
             measure()
-        except (Refused, Interrupted):
-            raise
         except LauncherError as problem:
+            if isinstance(problem, Refused | Interrupted):
+                self._directory.remove()
+                raise
             failure = problem
             report(problem)
+        except BaseException:  # Ctrl-C where nothing is served
+            self._directory.remove()
+            raise
         results = self._results(failure)
         for table in tables(results):
             print_table(table)
@@ -148,9 +152,8 @@ class _Run:
         for stage in results.stages:
             for cause, example in stage.examples.items():
                 _say(f"    {stage.name}, {cause}: {example}")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_bytes(encode(results))
-        _say(f"results: {self._path}")
+        self._directory.write(results)
+        _say(f"results: {self._directory.results}")
         if failure is not None:
             return failure.exit_code
         return 0 if results.is_valid else 1
@@ -200,26 +203,6 @@ class _Run:
             f" {max_model_len}",
             hint,
         )
-
-
-def _results_path(asked: Asked, now: datetime) -> Path:
-    """Where results go; the directory is made when there are some.
-
-    Raises:
-        Refused: Nothing can be written there, or others are there.
-    """
-    chosen = asked.options.dir
-    directory = Path("outputs", "bench", f"{now:%Y-%m-%d_%H-%M-%S}-{asked.name}")
-    if chosen is not None:
-        directory = Path(chosen).expanduser()
-    path = directory / RESULTS_NAME
-    if path.exists():
-        raise Refused(f"bench.dir holds results already: {path}", "bench.dir=... of a new one")
-    parents = (each for each in (directory, *directory.absolute().parents) if each.exists())
-    nearest = next(parents)
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise Refused(f"bench.dir cannot be written: {directory}", "bench.dir=DIR")
-    return path
 
 
 def _read_key(path: str | None) -> str | None:

@@ -118,8 +118,8 @@ class BenchOptions:
     prompts: PromptKind = PromptKind.token_ids
     """Of completions: token_ids (of the exact length) or text (about as long)."""
     concurrency: list[int] = list_option(4, ge=1)
-    """Sessions at the same time, a stage for each number. A session is one request, or `bench.turns`
-    of them."""
+    """Sessions at the same time, a stage for each number. A session is one request, or
+    `bench.turns` of them."""
     rate: list[float] = list_option(gt=0)
     """Sessions that arrive each second, as a Poisson process, a stage for each number; in place of
     `bench.concurrency`."""

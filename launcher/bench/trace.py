@@ -39,7 +39,8 @@ def read_trace(path: str, limit: int | None = None) -> list[Entry]:
             return parse_trace(lines, path, limit)
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is not text"
-        raise Refused(f"bench.trace.path cannot be read: {path} ({why})") from problem
+        message = f"bench.trace.path cannot be read: {path} ({why})"
+        raise Refused(message, "bench.trace.path=FILE") from problem
 
 
 def parse_trace(lines: Iterable[str], path: str, limit: int | None = None) -> list[Entry]:
