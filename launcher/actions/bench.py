@@ -72,8 +72,8 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
 
 def bench_url(url: str, asked: Asked) -> int:
     """Measures a server that runs already; nothing is started but clients. As `bench`."""
-    run = _Run(asked, None)
     server = Server.at(url, _read_key(asked.options.api_key_file))
+    run = _Run(asked, None)
 
     def measure() -> None:
         run.url = server.url
@@ -84,7 +84,7 @@ def bench_url(url: str, asked: Asked) -> int:
         except psutil.NoSuchProcess:
             message = f"bench.pid must be a process of this machine: {pid}"
             raise Refused(message, "bench.pid=null") from None
-        run.measure(server, None, tree, lambda line: _say(line))
+        run.measure(server, None, tree, _say)
 
     try:
         return run.to_end(measure)
