@@ -8,11 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
 import hydra
-import msgspec
 from hydra._internal.utils import get_args_parser  # the one list of Hydra's own flags
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +25,6 @@ from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.plan import DeploymentPlan
 
 if TYPE_CHECKING:
-    from launcher.actions.bench import Asked
     from launcher.executors.ray.session import Session
     from launcher.resolve import Resolved
     from launcher.smoke.sweep import SmokeSweep
@@ -198,10 +196,10 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
             case Action.bench if config.bench.url is not None:
-                from launcher.actions.bench import bench_url
+                from launcher.actions.bench import Asked, bench_url
 
                 warn(not_read(config.action, overrides))
-                return bench_url(config.bench.url, benchmark_of(config, overrides))
+                return bench_url(config.bench.url, Asked.of(config, overrides))
             case Action.plan | Action.serve | Action.smoke | Action.bench as action:
                 with resolved(config) as found:
                     plan = make(config, found)
@@ -292,20 +290,11 @@ def carry_out(
 
             return smoke(plan, means, config.smoke.answer_s, config.smoke.format)
         case Action.bench:
-            from launcher.actions.bench import bench
+            from launcher.actions.bench import Asked, bench
 
-            return bench(plan, means, benchmark_of(config, overrides))
+            return bench(plan, means, Asked.of(config, overrides))
         case _ as never:
             assert_never(never)
-
-
-def benchmark_of(config: LaunchConfig, overrides: Sequence[str]) -> "Asked":
-    """What to measure, and what the results say of where it comes from."""
-    from launcher.actions.bench import Asked
-
-    whole = config.bench.url is None
-    values = msgspec.to_builtins(asdict(config) if whole else {"bench": asdict(config.bench)})
-    return Asked(name=config.name, options=config.bench, overrides=list(overrides), config=values)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from launcher.actions.serve import Serving
@@ -23,6 +24,7 @@ from launcher.bench.results import Results, StartUp
 from launcher.bench.server import Server
 from launcher.bench.table import tables
 from launcher.bench.trace import read_trace
+from launcher.config import LaunchConfig
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
@@ -39,6 +41,18 @@ class Asked:
     """As typed."""
     config: dict[str, Any]
     """All that there is to know of it, as plain values."""
+
+    @classmethod
+    def of(cls, config: LaunchConfig, overrides: Sequence[str]) -> "Asked":
+        """What a config says; where nothing is started, only its section `bench` counts."""
+        whole = config.bench.url is None
+        values = asdict(config) if whole else {"bench": asdict(config.bench)}
+        return cls(
+            name=config.name,
+            options=config.bench,
+            overrides=list(overrides),
+            config=msgspec.to_builtins(values),
+        )
 
 
 def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:

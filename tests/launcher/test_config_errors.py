@@ -89,7 +89,7 @@ MISTAKES = [
     (
         "action=benchmark",
         "action must be one of serve, plan, smoke, bench, status, stop: benchmark",
-        "action=serve",
+        "action=bench",
     ),
     (
         "cluster.path=x",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 
 from engine.config import Role
 from engine.protocol import Member, Phase, ProcessState
+from launcher.bench.directory import ResultsDirectory
 from launcher.bench.environment import git_commit, read_environment
 from launcher.bench.resources import Usage, local_processes, process_tree
 from launcher.bench.server import Server
@@ -76,6 +78,17 @@ def test_the_environment_is_known():
     assert environment.versions["python"].startswith("3.")
     assert environment.cpu
     assert environment.memory_bytes > 2**28
+
+
+def test_a_benchmark_has_a_directory_of_its_own_that_goes_without_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    directory = ResultsDirectory.chosen(None, "a-name", datetime(2026, 5, 4, 3, 2, 1))
+    assert str(directory.results) == "outputs/bench/2026-05-04_03-02-01-a-name/results.json"
+    assert directory.results.parent.is_dir()
+    directory.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
