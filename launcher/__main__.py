@@ -201,14 +201,19 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
 
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
-            case Action.plan | Action.serve | Action.smoke as action:
+            case Action.bench if config.bench.url is not None:
+                from launcher.actions.bench import Asked, bench_url
+
+                warn(not_read(config.action, overrides))
+                return bench_url(config.bench.url, Asked.of(config, overrides))
+            case Action.plan | Action.serve | Action.smoke | Action.bench as action:
                 # What this needs is imported here: `--cfg job` starts faster.
                 from launcher.planning import planned
 
                 with planned(config) as found:
                     shown = action is Action.plan  # with the plan, its own warnings too
                     warn((*without_effect(config), *(() if shown else found.plan.warnings)))
-                    return carry_out(action, found, config)
+                    return carry_out(action, found, config, overrides)
             case _ as never:
                 assert_never(never)
     except LauncherError as error:
@@ -223,9 +228,10 @@ def warn(lines: Iterable[str]) -> None:
 
 
 def carry_out(
-    action: Literal[Action.plan, Action.serve, Action.smoke],
+    action: Literal[Action.plan, Action.serve, Action.smoke, Action.bench],
     found: "Planned",
     config: LaunchConfig,
+    overrides: Sequence[str],
 ) -> int:
     """Does it. Whatever carries a plan out sees the plan and its means only."""
     plan, means = found.plan, found.means
@@ -242,6 +248,10 @@ def carry_out(
             from launcher.actions.smoke import smoke
 
             return smoke(plan, means, config.smoke.answer_s, config.smoke.format)
+        case Action.bench:
+            from launcher.actions.bench import Asked, bench
+
+            return bench(plan, means, Asked.of(config, overrides))
         case _ as never:
             assert_never(never)
 

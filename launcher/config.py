@@ -22,6 +22,7 @@ from engine.config import (
     RestartOptions,
     option,
 )
+from launcher.bench.options import BenchOptions
 
 
 class Action(Enum):
@@ -30,6 +31,7 @@ class Action(Enum):
     serve = "serve"
     plan = "plan"
     smoke = "smoke"
+    bench = "bench"
     status = "status"
     stop = "stop"
 
@@ -219,8 +221,8 @@ class LaunchConfig:
     """Everything a user can say."""
 
     action: Action = Action.serve
-    """serve, plan (show what would run where), smoke (start, check everything, end); of the running
-    deployment `name`: status, stop."""
+    """serve, plan (show what would run where), smoke (start, check everything, end), bench
+    (start, measure under load, end); of the running deployment `name`: status, stop."""
     name: str = "flotilla"
     """Of the deployment: lower-case letters, digits and hyphens, at most 40."""
     dp: int = option(1, ge=1, le=4096)
@@ -249,6 +251,7 @@ class LaunchConfig:
     status: StatusOptions = field(default_factory=StatusOptions)
     stop: StopOptions = field(default_factory=StopOptions)
     smoke: SmokeOptions = field(default_factory=SmokeOptions)
+    bench: BenchOptions = field(default_factory=BenchOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from engine.config import ModelKind
+from launcher.bench.checks import broken_bench_rules
 from launcher.config import (
     Action,
     AutoClusterOptions,
@@ -25,6 +26,7 @@ from launcher.config import (
     TopologyKind,
 )
 from launcher.config_errors import Problem, refusal
+from launcher.config_options import default_of
 from launcher.ports import EPHEMERAL, MOST, num_ports_needed, parse_ports
 from launcher.sizes import parse_bytes
 
@@ -48,8 +50,10 @@ MODEL_OPTIONS = {
 READ = {
     Action.status: ("action", "name", "ci", "status"),
     Action.stop: ("action", "name", "ci", "stop"),
+    Action.bench: ("action", "name", "ci", "bench"),
 }
-"""Keys and sections that the actions on a running deployment read; `ci` can bring a name."""
+"""Keys and sections that the actions on something that runs read (bench: on `bench.url`); `ci` can
+bring a name."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -58,10 +62,19 @@ def check(config: LaunchConfig) -> None:
     Raises:
         Refused: All that is wrong, with overrides that mend it.
     """
-    rules = _names if config.action in READ else _broken_rules
+    rules = _names if is_of_a_running_one(config) else _broken_rules
     problems = [*_out_of_range(config, ""), *rules(config)]
+    if config.action is Action.bench:
+        problems += broken_bench_rules(config.bench)
     if problems:
         raise refusal(problems)
+
+
+def is_of_a_running_one(config: LaunchConfig) -> bool:
+    """Whether the action is on something that runs already: no plan is made."""
+    if config.action is Action.bench:
+        return config.bench.url is not None
+    return config.action in READ
 
 
 def without_effect(config: LaunchConfig) -> list[str]:
@@ -82,14 +95,27 @@ def without_effect(config: LaunchConfig) -> list[str]:
         lines.append("stop.force=true has no effect without action=stop")
     if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
         lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
+    lines += _bench_without_effect(config)
     return lines
 
 
 def not_read(action: Action, overrides: Sequence[str]) -> list[str]:
-    """A line for each override that an action on a running deployment does not read."""
+    """A line for each override that an action on something that runs already does not read."""
     keys = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
     lines = [text for text, key in keys.items() if key not in (*READ[action], "hydra")]
-    return [f"{text} has no effect with action={action.name}" for text in lines]
+    of = "bench.url" if action is Action.bench else f"action={action.name}"
+    return [f"{text} has no effect with {of}" for text in lines]
+
+
+def _bench_without_effect(config: LaunchConfig) -> Iterator[str]:
+    bench = config.bench
+    if config.action is not Action.bench:
+        if bench.url is not None:
+            yield f"bench.url={bench.url} has no effect without action=bench"
+    elif bench.url is None:
+        for name in ("model", "api_key_file", "pid"):
+            if getattr(bench, name) is not None:
+                yield f"bench.{name}={getattr(bench, name)} has no effect without bench.url"
 
 
 def _placement_without_effect(config: LaunchConfig) -> Iterator[str]:
@@ -111,18 +137,26 @@ def _out_of_range(section: Any, prefix: str) -> Iterator[Problem]:
         key = prefix + field.name
         if dataclasses.is_dataclass(value):
             yield from _out_of_range(value, key + ".")
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield Problem(f"{key} must be a finite number: {value}", f"{key}={field.default}")
-        elif value is not None and not isinstance(value, Enum):
-            yield from _beyond_limits(key, value, field)
+        elif isinstance(value, list):
+            for each in value:
+                yield from _out_of_limits(key, each, field, "each number of ")
+        else:
+            yield from _out_of_limits(key, value, field)
 
 
-def _beyond_limits(key: str, value: Any, field: dataclasses.Field[Any]) -> Iterator[Problem]:
-    for limit, bound in field.metadata.items():
-        words, holds = LIMITS[limit]
-        if not holds(value, bound):
-            works = bound if field.default is None else field.default
-            yield Problem(f"{key} must be {words} {bound}: {value}", f"{key}={works}")
+def _out_of_limits(
+    key: str, value: Any, field: dataclasses.Field[Any], of: str = ""
+) -> Iterator[Problem]:
+    default = default_of(field)
+    works = f"[{','.join(map(str, default or [1]))}]" if isinstance(default, list) else default
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Problem(f"{of}{key} must be a finite number: {value}", f"{key}={works}")
+    elif value is not None and not isinstance(value, Enum):
+        for limit, bound in field.metadata.items():
+            words, holds = LIMITS[limit]
+            if not holds(value, bound):
+                override = f"{key}={bound if works is None else works}"
+                yield Problem(f"{of}{key} must be {words} {bound}: {value}", override)
 
 
 def _broken_rules(config: LaunchConfig) -> Iterator[Problem]:

@@ -58,6 +58,10 @@ class Option:
                 return "a whole number"
             case kind if kind is float:
                 return "a number"
+            case kind if kind == list[int]:
+                return "a list of whole numbers, such as [1,4]"
+            case kind if kind == list[float]:
+                return "a list of numbers, such as [0.5,2]"
             case kind if get_origin(kind) is list:
                 return "a list such as [a,b]"
         return "text"
@@ -79,6 +83,8 @@ class Option:
                 value = str(default).lower()
             case Enum(name=name):
                 value = name
+            case list(default):
+                value = f"[{','.join(map(str, default))}]"
             case dataclasses.MISSING:  # only the choice of a group sets it
                 value = self.choices[0]
             case default:
@@ -131,11 +137,18 @@ class Catalogue:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 yield from self._walk(kind, key + ".")
             else:
-                yield Option(key, section, kind, _default(field))
+                yield Option(key, section, kind, default_of(field))
 
     def _schema(self, group: str) -> type:
         schemas = {schema.choice: schema for schema in GROUP_SCHEMAS[group]}
         return schemas.get(self.chosen[group], GROUP_SCHEMAS[group][0])
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Of an option: lists are made anew for each config."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def read_groups() -> dict[str, Sequence[str]]:
@@ -192,11 +205,6 @@ def _field_docs(section: type) -> dict[str, str]:
             ):
                 docs[name] = " ".join(doc.split())
     return docs
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    makes = field.default_factory
-    return field.default if makes is dataclasses.MISSING else makes()
 
 
 def _is_yaml(name: str) -> bool:

@@ -12,6 +12,7 @@ EXAMPLES = {
     "model=path model.path=DIR": "a Hugging Face directory of Llama, Mistral or Qwen",
     "action=plan dp=4 topology=split": "half of the ranks beside the head, half elsewhere",
     "action=plan dp=4 plan.format=json": "what would run where; starts nothing",
+    "action=bench dp=2": "starts it, measures it under load, and ends it",
     "action=status": "what runs, beside what was planned",
     "action=stop": "lets the running deployment drain, and waits for its end",
 }

@@ -87,9 +87,9 @@ MISTAKES = [
         "engine.device=cuda",
     ),
     (
+        "action=benchmark",
+        "action must be one of serve, plan, smoke, bench, status, stop: benchmark",
         "action=bench",
-        "action must be one of serve, plan, smoke, status, stop: bench",
-        "action=serve",
     ),
     (
         "cluster.path=x",

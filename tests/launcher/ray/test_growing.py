@@ -87,7 +87,8 @@ def test_it_serves_on_a_node_that_joins_and_ends_when_that_dies(empty, late, run
         assert launcher.end() == 1
         assert_ended(family)
     assert launcher.output.count("the cluster has room for 2 of 2 ranks") == 1
-    assert re.search(rf"engine-. ended: {late} is lost, with ranks 0, 1: \S+: Connection refused", launcher.output)
+    lost = rf"engine-. ended: {late} is lost, with ranks 0, 1: \S+: Connection refused"
+    assert re.search(lost, launcher.output)
 
 
 def test_a_node_that_dies_while_ranks_start_on_it_ends_the_start(empty, late, runtime):

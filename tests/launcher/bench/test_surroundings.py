@@ -1,0 +1,110 @@
+"""What a benchmark notes beside the answers: processes, the checkout, the server's address."""
+
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.config import Role
+from engine.protocol import Member, Phase, ProcessState
+from launcher.bench.directory import ResultsDirectory
+from launcher.bench.environment import git_commit, read_environment
+from launcher.bench.resources import Usage, local_processes, process_tree
+from launcher.bench.server import Server
+from launcher.errors import Refused
+
+
+def test_memory_and_cpu_of_processes_are_measured():
+    usage = Usage({"this": psutil.Process()})
+    usage.start()
+    sum(range(2_000_000))
+    usage.stop()
+    (use,) = usage.of(2.0)
+    assert (use.name, use.pid) == ("this", os.getpid())
+    assert use.cpu_share == use.cpu_s / 2
+    assert use.pss_bytes > 2**20
+
+
+def test_a_process_that_ends_meanwhile_is_no_error():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    usage = Usage(process_tree(child.pid))
+    usage.start()
+    child.communicate(b"\n", timeout=30)
+    usage.stop()
+    assert usage.of(1.0)[0].cpu_s >= 0
+
+
+def test_only_processes_of_this_machine_are_taken():
+    member = Member(
+        name="engine-0",
+        role=Role.engine,
+        rank=0,
+        incarnation=1,
+        node="far-away",
+        pid=os.getpid(),  # which happens to exist here, as something else
+        devices=[],
+        state=ProcessState.ready,
+        phase=Phase.ready,
+        since_s=0.0,
+    )
+    assert local_processes([member]) == {}
+
+
+def test_the_commit_of_a_checkout(tmp_path: Path):
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True, timeout=30)
+
+    assert git_commit(tmp_path) is None
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "--quiet", "-m", "one")
+    clean = git_commit(tmp_path)
+    assert clean is not None
+    assert len(clean) == 40
+    (tmp_path / "file").write_text("b")
+    assert git_commit(tmp_path) == f"{clean}-dirty"
+    (tmp_path / "installed").mkdir()
+    assert git_commit(tmp_path / "installed") is None
+
+
+def test_the_environment_is_known():
+    environment = read_environment()
+    assert environment.versions["python"].startswith("3.")
+    assert environment.cpu
+    assert environment.memory_bytes > 2**28
+
+
+def test_a_benchmark_has_a_directory_of_its_own_that_goes_without_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    directory = ResultsDirectory.chosen(None, "a-name", datetime(2026, 5, 4, 3, 2, 1))
+    assert str(directory.results) == "outputs/bench/2026-05-04_03-02-01-a-name/results.json"
+    assert directory.results.parent.is_dir()
+    directory.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "url"),
+    [
+        ("http://host:8000", "http://host:8000"),
+        ("http://host:8000/v1/", "http://host:8000"),
+        ("https://host/api/v1", "https://host:443/api"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ],
+)
+def test_a_url_may_end_with_v1(typed: str, url: str):
+    assert Server.at(typed).url == url
+
+
+@pytest.mark.parametrize("typed", ["host:8000", "ftp://host", "http://", "http://h:port"])
+def test_what_is_no_url_is_refused(typed: str):
+    with pytest.raises(Refused, match=r"bench\.url must be"):
+        Server.at(typed)
