@@ -16,7 +16,7 @@ INSTALL_LOCKED := $(INSTALL) --no-build-isolation --require-hashes
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test smoke sanitize check lint format format-check types spelling lock clean
+.PHONY: help serve test test-long smoke sanitize check lint format format-check types spelling lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,8 +30,11 @@ help:  ## list the targets
 serve: $(VENV)/.flotilla  ## install what is missing and serve the default model
 	$(BIN)/python -m launcher $(ARGS)
 
-test: $(VENV)/.flotilla $(VENV)/.dev  ## install what is missing and run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.flotilla $(VENV)/.dev  ## install what is missing and run every test but the long ones
+	$(BIN)/python -m pytest -m 'not long' $(PYTEST_ARGS)
+
+test-long: $(VENV)/.flotilla $(VENV)/.dev  ## run the long tests: Ray clusters that grow, die, have addresses of their own
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 smoke: $(VENV)/.flotilla  ## run the smoke tests in conf/ci, each a real deployment
 	$(BIN)/python -m launcher -m '+ci=glob($(SMOKE))' $(ARGS)

@@ -11,7 +11,7 @@ import pytest
 from tests.launcher.ray.clusters import members_of, until
 from tests.running import Launcher, assert_ended, complete, launched, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(180)]
 NOTICED_S = 15.0
 SPLIT = ("topology=split", "dp=2", "model=dummy")
 

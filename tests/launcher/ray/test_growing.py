@@ -11,7 +11,7 @@ import pytest
 from tests.launcher.ray.clusters import HandStarted, Onlooker, hand_started, members_of
 from tests.running import ask, assert_ended, complete, launched
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(180)]
 NOTICED_S = 15.0
 GROWING = ("topology=remote_only", "dp=2", "model=dummy", "backend.grows=true")
 names = (f"late-{number}" for number in itertools.count(1))

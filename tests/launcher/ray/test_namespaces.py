@@ -14,7 +14,7 @@ import pytest
 from tests.launcher.ray.namespaces import NO_TOKEN, Cluster, Machine, Network, why_not
 from tests.running import complete, launched, random_model, serving, stream
 
-pytestmark = [pytest.mark.netns, pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.netns, pytest.mark.ray, pytest.mark.timeout(180)]
 
 NUM_CPUS = 2
 """Of each machine: so many ranks fit."""
