@@ -185,7 +185,7 @@ class Registry:
         found = []
         for name, process in self._processes.items():
             spec = self._planned.get(name)
-            if not self._planned:
+            if not self._planned or process.is_unheard:
                 continue
             if spec is None:
                 found.append(f"{name} registered, but is not in the plan")

@@ -223,6 +223,19 @@ def test_what_is_not_as_planned_is_told(registry):
     ]
 
 
+def test_where_the_plan_has_no_ids_devices_are_counted_once_they_are_told(restarted):
+    spec = planned()
+    worker = msgspec.structs.replace(spec.workers[0], num_gpus=1)
+    spec = msgspec.structs.replace(spec, workers=(worker,))
+    restarted.apply_plan(told(spec, incarnations={"engine-0": 1}), 0.0)
+    restarted.tick(1.1)
+    assert restarted.drift() == []  # it is there, and has not said with what
+    restarted.register(hello(devices=[7]), 1.2)
+    assert restarted.drift() == []
+    restarted.register(hello(devices=[], incarnation=2), 1.3)
+    assert restarted.drift() == ["engine-0: devices 0, planned 1"]
+
+
 def test_there_is_no_drift_before_the_plan_is_known(registry):
     registry.register(hello(), 0.0)
     assert registry.drift() == []
