@@ -102,7 +102,7 @@ class SmokeTest:
         if num_cut_off is not None:
             cut_off = f"{counted(num_cut_off, 'request')} cut off"
             self._note("drained and ended", cut_off, passed=num_cut_off == 0)
-        has_logs = failure is not None
+        has_logs = failure is not None or bool(failed(self.recorder.results))
         self.recorder.check("nothing left", lambda: self._leftovers.check_gone(has_logs))
         if failure is not None:
             return failure.exit_code

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.ray
 def test_a_cluster_that_wants_a_token_says_how_to_give_it(runtime, monkeypatch):
     monkeypatch.setenv("HOME", str(runtime))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         address = f"127.0.0.1:{somebody.getsockname()[1]}"
         overrides = ("action=plan", "backend=ray", "model=dummy", f"backend.address={address}")

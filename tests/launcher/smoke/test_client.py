@@ -23,8 +23,11 @@ def answering(directory: Path, answer: bytes, answer_s: float = 10) -> Iterator[
 
     class Connection(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            while self.rfile.readline().strip():
-                pass
+            length = 0
+            while line := self.rfile.readline().strip():
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            self.rfile.read(length)  # closing with something unread would reset the connection
             self.wfile.write(answer)
             if not answer:
                 released.wait(30)

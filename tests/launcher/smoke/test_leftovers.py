@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +19,13 @@ def soon(monkeypatch):
     monkeypatch.setattr(leftovers, "_GONE_S", 0.1)
 
 
-def noted(directory: Path, *addresses: str) -> Leftovers:
+def noted(directory: Path, *addresses: str, left_behind: Sequence[str] = ()) -> Leftovers:
     left = Leftovers()
     left.note(
         SimpleNamespace(
-            private_addresses=[str(directory / "frontend-0.http")], addresses=list(addresses)
+            private_addresses=[str(directory / "frontend-0.http")],
+            addresses=list(addresses),
+            left_behind=list(left_behind),
         )
     )
     return left
@@ -49,6 +52,12 @@ def test_a_process_is_found(tmp_path: Path):
             left.check_gone(logs_stay=False)
         child.communicate(b"\n")
     assert "are gone" in left.check_gone(logs_stay=False)
+
+
+def test_what_the_executor_could_not_end_is_told(tmp_path: Path):
+    left = noted(tmp_path / "gone", left_behind=["placement group engine-0"])
+    with pytest.raises(CheckFailed, match="nothing left, seen placement group engine-0"):
+        left.check_gone(logs_stay=False)
 
 
 def test_a_listener_is_found(tmp_path: Path):
