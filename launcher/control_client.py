@@ -159,4 +159,6 @@ def _not_running(name: str) -> Refused:
     message = f"no deployment of this name runs: {name}"
     if not others:
         return Refused(message, f"action=serve name={name} starts it")
-    return Refused(f"{message} (running: {', '.join(others)})", f"name={others[0]}")
+    return Refused(
+        f"{message} (running: {', '.join(others)})", "name=NAME of the one that is meant"
+    )

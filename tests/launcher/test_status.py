@@ -229,7 +229,7 @@ def test_what_does_not_run_is_refused_and_what_does_is_named(runtime):
             assert other.returncode == 2
             assert other.stderr == (
                 f"no deployment of this name runs: other (running: {launcher.name})\n"
-                f"hint: name={launcher.name}\n"
+                "hint: name=NAME of the one that is meant\n"
             )
 
 

@@ -202,7 +202,7 @@ def _check_reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     hint = "ray start --head, or cluster=emulated"
     if not host or not port.isdigit():
-        raise Refused(f"backend.address must be host:port: {address}", hint)
+        raise Refused(f"backend.address must be host:port: {address}", "backend.address=HOST:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
     except OSError as problem:
