@@ -195,6 +195,7 @@ class Api:
             body.stops,
             self._settings.facts.eos_token_ids,
             bool(body.include_stop_str_in_output),
+            body.min_tokens or 0,
         )
 
     def _check_queue(self) -> None:

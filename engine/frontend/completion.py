@@ -15,7 +15,7 @@ from engine.frontend.errors import (
     Unavailable,
 )
 from engine.frontend.generation import Generation
-from engine.frontend.transcript import Transcript
+from engine.frontend.transcript import Piece, Transcript
 from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
 from engine.protocol import FinishReason
 from engine.sampling import SamplingParams
@@ -142,8 +142,8 @@ class Completion:
             prompt_tokens_details=PromptTokensDetails(num_cached),
         )
 
-    async def read(self) -> list[tuple[Choice, str]]:
-        """The choices of which something has come since the last call, with their new text.
+    async def read(self) -> list[tuple[Choice, Piece]]:
+        """The choices of which something has come since the last call, with what is new.
 
         Raises:
             ApiError: The request has failed.
@@ -213,8 +213,8 @@ class Completion:
         if generation.num_unread > MAX_UNREAD_TOKENS:
             self.on_overflow()
 
-    def _take(self, choice: Choice) -> str:
-        """The new text of a choice that has news."""
+    def _take(self, choice: Choice) -> Piece:
+        """What is new of a choice that has news."""
         generation = choice.generation
         assert generation is not None
         outputs = generation.take()
@@ -224,15 +224,18 @@ class Completion:
         followers, choice.followers = choice.followers, []
         for follower in followers:
             self._submit(follower, generation.rank)
-        text = ""
+        piece = Piece()
         for output in outputs:
             choice.num_cached_tokens = max(choice.num_cached_tokens, output.num_cached_tokens)
-            text += choice.transcript.add(output.token_ids, output.finish_reason)
+            new = choice.transcript.add(
+                output.token_ids, output.finish_reason, output.logprobs, output.stop_token_id
+            )
+            piece.append(new)
             if choice.finish_reason is not None:
                 self._note_end()
                 generation.close(choice.finish_reason)  # a stop string comes before the engine
                 break
-        return text
+        return piece
 
     def _note_end(self) -> None:
         self._num_open -= 1

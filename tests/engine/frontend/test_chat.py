@@ -69,6 +69,7 @@ def test_the_body_is_openais(shared: RunningFrontEnd):
                 "index": 0,
                 "message": {"role": "assistant", "content": "Hello world", "refusal": None},
                 "finish_reason": "stop",
+                "stop_reason": None,
                 "logprobs": None,
             }
         ],
@@ -92,7 +93,9 @@ def test_the_events_of_a_stream_are_openais(shared: RunningFrontEnd):
             "logprobs": None,
         }
     ]
-    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None}]
+    assert last["choices"] == [
+        {"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": None, "logprobs": None}
+    ]
     assert deltas
     for chunk in deltas:
         (choice,) = chunk["choices"]

@@ -34,6 +34,37 @@ def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
     assert told == SamplingParams(5, 0.5, 0.9, 7, 11, True)
 
 
+def test_the_engine_is_told_every_parameter(settings: Settings):
+    fields = {
+        "min_p": 0.25,
+        "min_tokens": 3,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.5,
+        "priority": -7,
+    }
+    asked = fields | {"stop_token_ids": [5, 3, 5], "logit_bias": {"7": -1, "8": 0.5}}
+    told = sampling(settings, max_tokens=3, seed=1, **asked)
+    assert told == SamplingParams(
+        3, seed=1, **fields, stop_token_ids=(5, 3), logit_bias={7: -1.0, 8: 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop_token_ids": [NUM_TOKENS]}, "stop_token_ids"),
+        ({"logit_bias": {str(NUM_TOKENS): 1}}, "logit_bias"),
+        ({"min_tokens": 91}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+    ],
+)
+def test_what_fits_neither_the_model_nor_the_rest_is_refused(settings: Settings, fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(settings, **fields)
+    assert caught.value.param == param
+
+
 def test_defaults_are_openais_and_the_rest_of_the_context(settings: Settings):
     told = sampling(settings, seed=11)
     assert told == SamplingParams(90, 1.0, 1.0, 0, 11, False)

@@ -268,21 +268,43 @@ def test_a_body_that_is_no_object_is_refused(body):
 
 
 @pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("min_p", [0, 0.5, 1], [-0.1, 1.1, "1"]),
+        ("min_tokens", [0, 7], [-1, 1.5]),
+        ("stop_token_ids", [[], [0, 5, 5]], [5, [-1], ["5"], [1] * 129]),
+        ("presence_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("frequency_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("repetition_penalty", [0.01, 1, 100], [0, -1, 1e-30, 101]),
+        ("priority", [-(2**31), 0, 2**31 - 1], [2**31, 0.5]),
+        (
+            "logit_bias",
+            [{}, {"0": -100, "50": 100}, {str(token): 0.5 for token in range(300)}],
+            [
+                *({"5": 101}, {"5": -101}, {"5": "1"}, {"5": True}, {"5": None}, {"5": math.nan}),
+                *({"x": 1}, {"-1": 1}, {"05": 1}, {"\ud800": 1}, {"": 1}, {"٣": 1}),
+                *({str(token): 0.5 for token in range(301)}, [], 5),
+            ],
+        ),
+    ],
+)
+def test_ranges_of_the_sampling_parameters(name, taken, refused):
+    for value in taken:
+        chat(**{name: value})
+        completion(**{name: value})
+    for value in refused:
+        assert refused_chat(**{name: value}).param.partition("[")[0] == name
+
+
+@pytest.mark.parametrize(
     ("name", "neutral", "asked"),
     [
         ("logprobs", False, True),
         ("logprobs", False, 0),
         ("top_logprobs", 0, 5),
-        ("presence_penalty", 0.0, 0.5),
-        ("frequency_penalty", 0, -1),
-        ("repetition_penalty", 1.0, 1.1),
-        ("logit_bias", {}, {"5": 1}),
         ("tools", [], [{}]),
         ("tool_choice", "none", "required"),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
-        ("min_p", 0, 0.1),
-        ("min_tokens", 0, 1),
-        ("stop_token_ids", [], [1]),
         ("chat_template", None, "{{ messages }}"),
     ],
 )
