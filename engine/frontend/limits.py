@@ -62,6 +62,7 @@ def sampling_params(
         repetition_penalty=request.repetition_penalty or 1.0,
         logit_bias=request.logit_bias or {},
         priority=request.priority or 0,
+        logprobs=request.num_logprobs,
     )
     _check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
     _check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
@@ -69,7 +70,10 @@ def sampling_params(
         drawn = [seeds.getrandbits(64) for _ in range(request.num_choices)]
     else:  # -1 is 2**64 - 1
         drawn = [(request.seed + index) % _SEEDS for index in range(request.num_choices)]
-    return [msgspec.structs.replace(first, seed=seed) for seed in drawn]
+    told = [msgspec.structs.replace(first, seed=seed) for seed in drawn]
+    if request.scores_prompt:  # once for all choices
+        told[0] = msgspec.structs.replace(told[0], prompt_logprobs=request.num_logprobs)
+    return told
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:

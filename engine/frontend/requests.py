@@ -15,6 +15,7 @@ from engine.frontend.parameters import (
     ignored,
     not_yet,
 )
+from engine.sampling import MAX_LOGPROBS
 
 MAX_STOPS = 4
 """OpenAI's limit."""
@@ -156,6 +157,10 @@ class ChatCompletionRequest(Conversation, _Request):
     """The conversation, the newest message last."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
+    logprobs: bool | None = None
+    """Tell the log-probability of each token. Default: false."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """With `logprobs`: those of so many of the likeliest tokens too. Default: 0."""
 
     parallel_tool_calls: Any = ignored()
 
@@ -163,13 +168,11 @@ class ChatCompletionRequest(Conversation, _Request):
     chat_template: Any = not_yet()
     function_call: Any = not_yet("none", "auto")
     functions: Any = not_yet([])
-    logprobs: Any = not_yet(False)
     modalities: Any = not_yet(["text"])
     prediction: Any = not_yet()
     reasoning_effort: Any = not_yet()
     tool_choice: Any = not_yet("none", "auto")
     tools: Any = not_yet([])
-    top_logprobs: Any = not_yet(0)
     verbosity: Any = not_yet("medium")
     web_search_options: Any = not_yet()
 
@@ -185,6 +188,25 @@ class ChatCompletionRequest(Conversation, _Request):
         self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
 
+    @model_validator(mode="after")
+    def _top_logprobs_are_logprobs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise fault(
+                "invalid_value",
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+                "top_logprobs",
+            )
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of the likeliest tokens; None: no log-probabilities are asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return False
+
 
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
@@ -198,9 +220,12 @@ class CompletionRequest(_Request):
     ]
     """Text or token ids, or a list of texts or of token ids: each is continued by itself."""
 
+    echo: bool | None = None
+    """Let the answer begin with the prompt. Default: false."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Tell the log-probability of each token, and of so many of the likeliest ones."""
+
     best_of: Any = not_yet(1)
-    echo: Any = not_yet(False)
-    logprobs: Any = not_yet()
     suffix: Any = not_yet("")
 
     @model_validator(mode="after")
@@ -214,6 +239,15 @@ class CompletionRequest(_Request):
                 "n",
             )
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of the likeliest tokens; None: no log-probabilities are asked for."""
+        return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:

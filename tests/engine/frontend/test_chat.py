@@ -231,8 +231,8 @@ def test_refused_parameters(shared: RunningFrontEnd):
         shared.openai.chat.completions.create(model="test", messages=HI, n=129)
     assert (caught.value.param, caught.value.code) == ("n", "integer_above_max_value")
     with pytest.raises(openai.BadRequestError) as caught:
-        shared.openai.chat.completions.create(model="test", messages=HI, logprobs=True)
-    assert caught.value.param == "logprobs"
+        shared.openai.chat.completions.create(model="test", messages=HI, verbosity="low")
+    assert caught.value.param == "verbosity"
     assert caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.BadRequestError, match="Did you mean 'temperature'"):
         shared.openai.chat.completions.create(

@@ -35,7 +35,7 @@ def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
 
 
 def test_the_engine_is_told_every_parameter(settings: Settings):
-    fields = {
+    fields: dict[str, Any] = {
         "min_p": 0.25,
         "min_tokens": 3,
         "presence_penalty": -0.5,
@@ -82,6 +82,13 @@ def test_each_choice_has_a_seed_of_its_own(settings: Settings):
 
     assert seeds(n=3, seed=-2) == [2**64 - 2, 2**64 - 1, 0]
     assert len(set(seeds(n=128))) == 128
+
+
+def test_the_prompt_is_scored_once_for_all_choices(settings: Settings):
+    body = {"model": "test", "prompt": "Hi", "n": 2, "logprobs": 3, "echo": True}
+    request = CompletionRequest.model_validate(body)
+    told = sampling_params(request, [1, 2], settings, seed_source(3, "frontend-0.1"))
+    assert [(each.logprobs, each.prompt_logprobs) for each in told] == [(3, 3), (3, None)]
 
 
 def test_seeds_are_drawn_from_the_seed_of_the_config_and_differ_between_processes():

@@ -293,15 +293,12 @@ def test_ranges_of_the_sampling_parameters(name, taken, refused):
         chat(**{name: value})
         completion(**{name: value})
     for value in refused:
-        assert refused_chat(**{name: value}).param.partition("[")[0] == name
+        assert (refused_chat(**{name: value}).param or "").partition("[")[0] == name
 
 
 @pytest.mark.parametrize(
     ("name", "neutral", "asked"),
     [
-        ("logprobs", False, True),
-        ("logprobs", False, 0),
-        ("top_logprobs", 0, 5),
         ("tools", [], [{}]),
         ("tool_choice", "none", "required"),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
@@ -318,11 +315,48 @@ def test_what_is_not_supported_yet_is_taken_where_it_changes_nothing(name, neutr
 
 @pytest.mark.parametrize(
     ("name", "neutral", "asked"),
-    [("best_of", 1, 2), ("echo", False, True), ("suffix", "", "x"), ("logprobs", None, 0)],
+    [("best_of", 1, 2), ("suffix", "", "x")],
 )
 def test_what_completions_do_not_support_yet(name, neutral, asked):
     completion(**{name: neutral})
     assert refused_completion(**{name: asked}).param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities_of_a_chat(fields, num_logprobs):
+    assert chat(**fields).num_logprobs == num_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"echo": True}, "echo"),
+    ],
+)
+def test_log_probabilities_that_a_chat_is_refused(fields, param):
+    assert refused_chat(**fields).param == param
+
+
+def test_log_probabilities_of_a_completion():
+    assert completion(logprobs=0).num_logprobs == 0
+    assert not completion(logprobs=0).scores_prompt
+    assert not completion(echo=True).scores_prompt
+    assert completion(echo=True, logprobs=0).scores_prompt
+    for refused in (True, -1, 21, "1"):
+        assert refused_completion(logprobs=refused).param == "logprobs"
+    assert refused_completion(echo=1).param == "echo"
 
 
 def test_what_changes_no_answer_is_ignored():
