@@ -2,12 +2,20 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine.frontend.logprobs import (
+    ChatLogprobs,
+    TextLogprobs,
+    TokenText,
+    chat_logprobs,
+    text_logprobs,
+)
+from engine.frontend.transcript import End, Piece
 from engine.protocol import FinishReason
 
 DONE = b"data: [DONE]\n\n"
@@ -34,7 +42,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    stop_reason: int | str | None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +64,8 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    stop_reason: int | str | None | UnsetType = UNSET
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +81,8 @@ class TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    stop_reason: int | str | None | UnsetType = UNSET
+    logprobs: TextLogprobs | None = None
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,15 +105,13 @@ class Writer(Protocol):
     def first(self, index: int, usage: Usage | None = None) -> bytes:
         """Event before the text; may be empty."""
 
-    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes: ...
+    def delta(self, index: int, piece: Piece, usage: Usage | None = None) -> bytes: ...
 
-    def last(
-        self, index: int, finish_reason: FinishReason, usage: Usage | None = None
-    ) -> bytes: ...
+    def last(self, index: int, end: End, usage: Usage | None = None) -> bytes: ...
 
     def usage(self, usage: Usage) -> bytes: ...
 
-    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[tuple[Piece, End]], usage: Usage) -> bytes:
         """The body of an answer that is not streamed."""
 
 
@@ -112,43 +121,52 @@ class ChatWriter:
     Args:
         includes_usage: The stream ends with the usage; all events before say that theirs is null,
             unless they are given one.
+        describe: Gives the text of a token id; None: no log-probabilities are asked for.
     """
 
-    def __init__(self, model: str, includes_usage: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        includes_usage: bool,
+        describe: Callable[[int], TokenText] | None = None,
+    ) -> None:
+        self._describe = describe
         self._id = f"chatcmpl-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = model
         self._no_usage = None if includes_usage else UNSET
 
     def first(self, index: int, usage: Usage | None = None) -> bytes:
-        return self._choice(index, Delta(role="assistant", content=""), None, usage)
+        return self._choice(ChatChunkChoice(index, Delta(role="assistant", content="")), usage)
 
-    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes:
-        return self._choice(index, Delta(content=text), None, usage)
+    def delta(self, index: int, piece: Piece, usage: Usage | None = None) -> bytes:
+        logprobs = self._logprobs(piece) if piece.tokens else None
+        delta = Delta(content=piece.text)
+        return self._choice(ChatChunkChoice(index, delta, logprobs=logprobs), usage)
 
-    def last(self, index: int, finish_reason: FinishReason, usage: Usage | None = None) -> bytes:
-        return self._choice(index, Delta(), finish_reason, usage)
+    def last(self, index: int, end: End, usage: Usage | None = None) -> bytes:
+        return self._choice(ChatChunkChoice(index, Delta(), *end), usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._chunk((), usage)
 
-    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[tuple[Piece, End]], usage: Usage) -> bytes:
         answer = ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=tuple(
-                ChatChoice(index, ChatMessage("assistant", text), finish_reason)
-                for index, (text, finish_reason) in enumerate(choices)
+                ChatChoice(index, ChatMessage("assistant", piece.text), *end, self._logprobs(piece))
+                for index, (piece, end) in enumerate(choices)
             ),
             usage=usage,
         )
         return _ENCODER.encode(answer)
 
-    def _choice(
-        self, index: int, delta: Delta, finish_reason: FinishReason | None, usage: Usage | None
-    ) -> bytes:
-        choice = ChatChunkChoice(index, delta, finish_reason)
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return None if self._describe is None else chat_logprobs(piece.tokens, self._describe)
+
+    def _choice(self, choice: ChatChunkChoice, usage: Usage | None) -> bytes:
         return self._chunk((choice,), usage or self._no_usage)
 
     def _chunk(
@@ -166,9 +184,16 @@ class TextWriter:
 
     Args:
         includes_usage: As of `ChatWriter`.
+        describe: The same.
     """
 
-    def __init__(self, model: str, includes_usage: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        includes_usage: bool,
+        describe: Callable[[int], TokenText] | None = None,
+    ) -> None:
+        self._describe = describe
         self._id = f"cmpl-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = model
@@ -177,18 +202,25 @@ class TextWriter:
     def first(self, index: int, usage: Usage | None = None) -> bytes:
         return b""
 
-    def delta(self, index: int, text: str, usage: Usage | None = None) -> bytes:
-        return self._choice(TextChoice(index, text), usage)
+    def delta(self, index: int, piece: Piece, usage: Usage | None = None) -> bytes:
+        logprobs = self._logprobs(piece) if piece.tokens else None
+        return self._choice(TextChoice(index, piece.text, logprobs=logprobs), usage)
 
-    def last(self, index: int, finish_reason: FinishReason, usage: Usage | None = None) -> bytes:
-        return self._choice(TextChoice(index, "", finish_reason), usage)
+    def last(self, index: int, end: End, usage: Usage | None = None) -> bytes:
+        return self._choice(TextChoice(index, "", *end), usage)
 
     def usage(self, usage: Usage) -> bytes:
         return event(self._completion((), usage))
 
-    def whole(self, choices: Sequence[tuple[str, FinishReason]], usage: Usage) -> bytes:
-        texts = tuple(TextChoice(index, *choice) for index, choice in enumerate(choices))
+    def whole(self, choices: Sequence[tuple[Piece, End]], usage: Usage) -> bytes:
+        texts = tuple(
+            TextChoice(index, piece.text, *end, self._logprobs(piece))
+            for index, (piece, end) in enumerate(choices)
+        )
         return _ENCODER.encode(self._completion(texts, usage))
+
+    def _logprobs(self, piece: Piece) -> TextLogprobs | None:
+        return None if self._describe is None else text_logprobs(piece.tokens, self._describe)
 
     def _choice(self, choice: TextChoice, usage: Usage | None) -> bytes:
         return event(self._completion((choice,), usage or self._no_usage))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap, zip_longest
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
 from engine.frontend.key_check import KeyCheck
 from engine.frontend.limits import sampling_params, seed_source
+from engine.frontend.logprobs import TokenText
 from engine.frontend.model_names import check_model
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
 from engine.frontend.tokenization import TokenizationApi
@@ -110,7 +112,7 @@ class Api:
         check_model(body.model, self._settings.model_name)
         rank = self._pinned_rank(request)
         prompt = await self._tokenizer.encode_chat(body.messages, body)
-        writer = ChatWriter(self._settings.model_name, body.includes_usage)
+        writer = ChatWriter(self._settings.model_name, body.includes_usage, self._description(body))
         return await self._answer(body, request, [prompt], rank, writer)
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
@@ -120,8 +122,9 @@ class Api:
         texts = [each for each in body.prompts if isinstance(each, str)]
         prompts = [each for each in body.prompts if not isinstance(each, str)]
         prompts += await self._tokenizer.encode_texts(texts)  # they are of one kind
-        writer = TextWriter(self._settings.model_name, body.includes_usage)
-        return await self._answer(body, request, prompts, rank, writer)
+        writer = TextWriter(self._settings.model_name, body.includes_usage, self._description(body))
+        repeated = body.prompts if body.echo else []
+        return await self._answer(body, request, prompts, rank, writer, repeated)
 
     async def models(self) -> Response:
         """The served model."""
@@ -167,11 +170,18 @@ class Api:
         prompts: Sequence[list[int]],
         rank: int | None,
         writer: Writer,
+        repeated: Sequence[str | list[int]] = (),
     ) -> Response:
-        asked = [
-            Prompt(token_ids, sampling_params(body, token_ids, self._settings, self._seeds))
-            for token_ids in prompts
+        """Sends the prompts to engines.
+
+        Args:
+            repeated: What the client gave as prompts, if the answers shall begin with them.
+        """
+        sampling = [
+            sampling_params(body, token_ids, self._settings, self._seeds) for token_ids in prompts
         ]
+        echoes = [await self._tokenizer.echo(prompt) for prompt in repeated]
+        asked = list(starmap(Prompt, zip_longest(prompts, sampling, echoes)))
         self._check_queue()
         completion = Completion(
             REQUEST_ID.get(),
@@ -195,7 +205,15 @@ class Api:
             body.stops,
             self._settings.facts.eos_token_ids,
             bool(body.include_stop_str_in_output),
+            body.min_tokens or 0,
+            offset=len(prompt.echo.text) if prompt.echo else 0,
         )
+
+    def _description(
+        self, body: ChatCompletionRequest | CompletionRequest
+    ) -> Callable[[int], TokenText] | None:
+        """How tokens are told, if their log-probabilities are asked for."""
+        return None if body.num_logprobs is None else self._tokenizer.describe
 
     def _check_queue(self) -> None:
         limit = self._settings.frontend.max_queued_requests

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from engine.frontend.answers import PromptTokensDetails, Usage
 from engine.frontend.client import EngineClient
+from engine.frontend.echo import Echo
 from engine.frontend.errors import (
     ApiError,
     ClientLeft,
@@ -15,9 +16,9 @@ from engine.frontend.errors import (
     Unavailable,
 )
 from engine.frontend.generation import Generation
-from engine.frontend.transcript import Transcript
+from engine.frontend.transcript import Piece, ScoredToken, Transcript
 from engine.metrics import HTTP_DISCONNECTS, HTTP_TIME_TO_FIRST_TOKEN, Metrics
-from engine.protocol import FinishReason
+from engine.protocol import FinishReason, RequestOutput
 from engine.sampling import SamplingParams
 from engine.wording import counted
 
@@ -30,10 +31,15 @@ _UNFINISHED = "not finished"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be continued, and how: once for each of `sampling`."""
+    """What is to be continued, and how: once for each of `sampling`.
+
+    Attributes:
+        echo: What each answer begins with.
+    """
 
     token_ids: list[int]
     sampling: list[SamplingParams]
+    echo: Echo | None = None
 
 
 @dataclass(eq=False)
@@ -43,6 +49,8 @@ class Choice:
     Attributes:
         followers: Choices of the same prompt, which wait until it has been computed once.
         num_cached_tokens: Of the prompt, found in the prefix cache.
+        has_begun: Something of it has been read.
+        prompt_tokens: With their scores, if they are part of the answer.
     """
 
     index: int
@@ -52,6 +60,8 @@ class Choice:
     followers: list["Choice"] = field(default_factory=list)
     generation: Generation | None = None
     num_cached_tokens: int = 0
+    has_begun: bool = False
+    prompt_tokens: list[ScoredToken] = field(default_factory=list)
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -142,8 +152,8 @@ class Completion:
             prompt_tokens_details=PromptTokensDetails(num_cached),
         )
 
-    async def read(self) -> list[tuple[Choice, str]]:
-        """The choices of which something has come since the last call, with their new text.
+    async def read(self) -> list[tuple[Choice, Piece]]:
+        """The choices of which something has come since the last call, with what is new.
 
         Raises:
             ApiError: The request has failed.
@@ -213,26 +223,29 @@ class Completion:
         if generation.num_unread > MAX_UNREAD_TOKENS:
             self.on_overflow()
 
-    def _take(self, choice: Choice) -> str:
-        """The new text of a choice that has news."""
+    def _take(self, choice: Choice) -> Piece:
+        """What is new of a choice that has news."""
         generation = choice.generation
         assert generation is not None
         outputs = generation.take()
         if not self._has_begun:
             self._has_begun = True
             self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
+        piece = Piece() if choice.has_begun else _begin(choice, outputs)
         followers, choice.followers = choice.followers, []
         for follower in followers:
             self._submit(follower, generation.rank)
-        text = ""
         for output in outputs:
             choice.num_cached_tokens = max(choice.num_cached_tokens, output.num_cached_tokens)
-            text += choice.transcript.add(output.token_ids, output.finish_reason)
+            new = choice.transcript.add(
+                output.token_ids, output.finish_reason, output.logprobs, output.stop_token_id
+            )
+            piece.append(new)
             if choice.finish_reason is not None:
                 self._note_end()
                 generation.close(choice.finish_reason)  # a stop string comes before the engine
                 break
-        return text
+        return piece
 
     def _note_end(self) -> None:
         self._num_open -= 1
@@ -243,3 +256,17 @@ class Completion:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _begin(choice: Choice, outputs: Sequence[RequestOutput]) -> Piece:
+    """What comes before a choice's own text: the prompt, if it is to be repeated."""
+    choice.has_begun = True
+    echo = choice.prompt.echo
+    if echo is None:
+        return Piece()
+    if choice.sampling.prompt_logprobs is not None:
+        scores = [each for output in outputs for each in output.prompt_logprobs]
+        choice.prompt_tokens = echo.tokens(choice.prompt.token_ids, scores)
+        for follower in choice.followers:
+            follower.prompt_tokens = choice.prompt_tokens
+    return Piece(echo.text, list(choice.prompt_tokens))

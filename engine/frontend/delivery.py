@@ -11,6 +11,7 @@ from engine.frontend.completion import Completion
 from engine.frontend.connection import abort
 from engine.frontend.errors import ApiError, ClientLeft, InternalError, SlowReader
 from engine.frontend.gate import STREAM_ERROR
+from engine.frontend.transcript import Piece
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +24,12 @@ async def whole_answer(completion: Completion, writer: Writer, receive: Receive)
     """
     watch = asyncio.create_task(_watch(receive, completion))
     try:
-        texts = [""] * len(completion.choices)
+        pieces = [Piece() for _ in completion.choices]
         while not completion.is_complete:
-            for choice, text in await completion.read():
-                texts[choice.index] += text
-        reasons = [choice.finish_reason for choice in completion.choices]
-        finished = [(text, why) for text, why in zip(texts, reasons, strict=True) if why]
-        body = writer.whole(finished, completion.usage)
+            for choice, piece in await completion.read():
+                pieces[choice.index].append(piece)
+        ends = [choice.transcript.end for choice in completion.choices]
+        body = writer.whole(list(zip(pieces, ends, strict=True)), completion.usage)
         return Response(body, media_type="application/json")
     finally:
         watch.cancel()
@@ -113,11 +113,11 @@ class AnswerStream(Response):
 
     async def _next_events(self) -> bytes:
         events, writer = b"", self._writer
-        for choice, text in await self._completion.read():
-            if text:
-                events += writer.delta(choice.index, text, self._usage)
+        for choice, piece in await self._completion.read():
+            if piece:
+                events += writer.delta(choice.index, piece, self._usage)
             if choice.finish_reason is not None:
-                events += writer.last(choice.index, choice.finish_reason, self._usage)
+                events += writer.last(choice.index, choice.transcript.end, self._usage)
         return events
 
     @property

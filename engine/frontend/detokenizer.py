@@ -21,6 +21,7 @@ class Detokenizer:
     Args:
         special: Tokens without text.
         prompt_token_ids: What the text continues, where it shall read on without a seam.
+        skips_special: Else all tokens have text; `special` is to be empty.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Detokenizer:
         tokenizer: tokenizers.Tokenizer,
         special: frozenset[int],
         prompt_token_ids: Sequence[int] = (),
+        skips_special: bool = True,
     ) -> None:
         context = list(prompt_token_ids[-_NUM_CONTEXT_TOKENS:])
         if tokenizer.decode(context).endswith(_REPLACEMENT):
@@ -35,7 +37,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._special = special
         self._held: list[int] = []
-        self._stream = DecodeStream(ids=context, skip_special_tokens=True)
+        self._skips_special = skips_special
+        self._stream = DecodeStream(ids=context, skip_special_tokens=skips_special)
 
     def add(self, token_id: int) -> str:
         """Text that is complete with this token; bytes that are no character yet are held back."""
@@ -57,15 +60,15 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What was held back, at the end: bytes that never became a character."""
-        text = self._tokenizer.decode(self._held)
+        text = self._decode(self._held)
         self._held.clear()
         return text
 
     def _restart(self, num_tokens: int) -> str:
         """Text of the first held tokens; a new stream goes on with the rest."""
-        text = self._tokenizer.decode(self._held[:num_tokens])
+        text = self._decode(self._held[:num_tokens])
         del self._held[:num_tokens]
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         for token_id in self._held:
             self._stream.step(self._tokenizer, token_id)
         return text
@@ -76,8 +79,11 @@ class Detokenizer:
         Without releasing them a run of broken bytes would be held to the end of the answer, and
         decoded anew at each step.
         """
-        decode, held = self._tokenizer.decode, self._held
+        decode, held = self._decode, self._held
         text = decode(held)
         candidates = range(len(held) - 1, len(held) - _MAX_BYTES, -1)
         fits = (cut for cut in candidates if decode(held[:cut]) + decode(held[cut:]) == text)
         return next(fits, len(held))
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips_special)

@@ -1,7 +1,7 @@
 """From a request to what the engine is told: sampling parameters within the model's limits."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -40,7 +40,7 @@ def sampling_params(
 
     Raises:
         InvalidRequest: The prompt is empty, has tokens that the model does not know, or leaves
-            too little of the context.
+            too little of the context, or a parameter does not fit the model or another parameter.
     """
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
@@ -54,12 +54,26 @@ def sampling_params(
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=min(max(request.top_k or 0, 0), settings.facts.vocab_size),
         ignore_eos=bool(request.ignore_eos),
+        min_p=request.min_p or 0.0,
+        min_tokens=_min_tokens(request.min_tokens, max_tokens),
+        stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        logit_bias=request.logit_bias or {},
+        priority=request.priority or 0,
+        logprobs=request.num_logprobs,
     )
+    _check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
+    _check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
     if request.seed is None:
         drawn = [seeds.getrandbits(64) for _ in range(request.num_choices)]
     else:  # -1 is 2**64 - 1
         drawn = [(request.seed + index) % _SEEDS for index in range(request.num_choices)]
-    return [msgspec.structs.replace(first, seed=seed) for seed in drawn]
+    told = [msgspec.structs.replace(first, seed=seed) for seed in drawn]
+    if request.scores_prompt:  # once for all choices
+        told[0] = msgspec.structs.replace(told[0], prompt_logprobs=request.num_logprobs)
+    return told
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -70,7 +84,11 @@ def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> No
     """
     if not token_ids:
         raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
-    largest = max(token_ids)
+    _check_vocabulary(token_ids, vocab_size, param)
+
+
+def _check_vocabulary(token_ids: Collection[int], vocab_size: int, param: str) -> None:
+    largest = max(token_ids, default=0)
     if largest >= vocab_size:
         raise InvalidRequest(
             f"Token id out of range: {largest}. The model has {counted(vocab_size, 'token')}.",
@@ -90,3 +108,13 @@ def _max_tokens(asked: int | None, num_prompt_tokens: int, context: int, param: 
         param=param,
         code="context_length_exceeded",
     )
+
+
+def _min_tokens(asked: int | None, max_tokens: int) -> int:
+    if (asked or 0) > max_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' must be at most 'max_tokens', here {max_tokens}.",
+            param="min_tokens",
+            code="invalid_value",
+        )
+    return asked or 0

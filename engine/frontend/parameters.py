@@ -6,16 +6,22 @@ clients do send, and refused otherwise.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 IGNORED = "Accepted and ignored."
 NOT_YET = "Not supported yet."
 _MAX_QUOTED = 64
 """Characters of an unknown name that a message repeats."""
+MAX_LOGIT_BIAS = 100
+"""OpenAI's limit."""
+MAX_LOGIT_BIASES = 300
+"""OpenAI's limit."""
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,8}")
 
 
 class RequestModel(BaseModel):
@@ -83,6 +89,29 @@ Unicode = AfterValidator(_check_unicode)
 Text = Annotated[str, Unicode]
 
 
+def _read_logit_bias(value: Any) -> Any:
+    """From JSON, whose keys are strings. No message repeats what a client wrote as a key."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_LOGIT_BIASES:
+        raise fault("invalid_value", f"'logit_bias' can name at most {MAX_LOGIT_BIASES} tokens.")
+    if not all(_TOKEN_ID.fullmatch(key) for key in value):
+        raise fault("invalid_value", "The keys of 'logit_bias' must be token ids, such as \"50\".")
+    for bias in value.values():
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not is_number or not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
+            raise fault(
+                "invalid_value",
+                f"The values of 'logit_bias' must be numbers, -{MAX_LOGIT_BIAS} to"
+                f" {MAX_LOGIT_BIAS}.",
+            )
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+LogitBias = Annotated[
+    dict[int, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
+    BeforeValidator(_read_logit_bias),
+]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from engine.frontend.messages import Conversation, Messages, shape_of
 from engine.frontend.parameters import (
+    LogitBias,
     RequestModel,
     Text,
     TokenIds,
@@ -14,6 +15,7 @@ from engine.frontend.parameters import (
     ignored,
     not_yet,
 )
+from engine.sampling import MAX_LOGPROBS
 
 MAX_STOPS = 4
 """OpenAI's limit."""
@@ -24,6 +26,11 @@ MAX_N = 128
 MAX_CHOICES = 1024
 """Of one request, which is admitted and answered as a whole."""
 _SEVERAL = (Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),)
+MAX_STOP_TOKEN_IDS = 128
+"""Each new token is compared with all of them."""
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100
+"""Far beyond what is of use; what goes on to 0 would leave float32's range."""
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS), Unicode]
 
 
@@ -79,6 +86,30 @@ class _Request(RequestModel):
     """Go on after the model's end of text, up to `max_tokens`. Default: false."""
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     """Answers to each prompt, each with a seed of its own. Default: 1."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Only tokens at least this probable, relative to the likeliest. Default: 0, all."""
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Nothing but the limit ends the answer before it has this many. Default: 0."""
+    stop_token_ids: (
+        Annotated[
+            list[Annotated[int, Field(ge=0)]],
+            Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True),
+        ]
+        | None
+    ) = None
+    """Tokens that end the answer, as the model's end of text does."""
+    presence_penalty: Penalty | None = None
+    """Makes tokens that are in the answer less likely; below 0: likelier. Default: 0."""
+    frequency_penalty: Penalty | None = None
+    """The same, times how often each is there. Default: 0."""
+    repetition_penalty: (
+        Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None
+    ) = None
+    """Above 1 makes tokens of prompt and answer less likely, below 1 likelier. Default: 1."""
+    logit_bias: LogitBias | None = None
+    """By token id: what is added to the token's logit, -100 to 100. Up to 300 tokens."""
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Requests with lower ones run first. Default: 0."""
 
     metadata: Any = ignored()
     prompt_cache_key: Any = ignored()
@@ -87,16 +118,8 @@ class _Request(RequestModel):
     store: Any = ignored()
     user: Any = ignored()
 
-    frequency_penalty: Any = not_yet(0)
-    logit_bias: Any = not_yet({})
-    min_p: Any = not_yet(0)
-    min_tokens: Any = not_yet(0)
-    presence_penalty: Any = not_yet(0)
-    priority: Any = not_yet(0)
-    repetition_penalty: Any = not_yet(1)
     response_format: Any = not_yet({"type": "text"})
     skip_special_tokens: Any = not_yet(True)
-    stop_token_ids: Any = not_yet([])
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "_Request":
@@ -134,6 +157,10 @@ class ChatCompletionRequest(Conversation, _Request):
     """The conversation, the newest message last."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """The newer name of `max_tokens`."""
+    logprobs: bool | None = None
+    """Tell the log-probability of each token. Default: false."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """With `logprobs`: those of so many of the likeliest tokens too. Default: 0."""
 
     parallel_tool_calls: Any = ignored()
 
@@ -141,13 +168,11 @@ class ChatCompletionRequest(Conversation, _Request):
     chat_template: Any = not_yet()
     function_call: Any = not_yet("none", "auto")
     functions: Any = not_yet([])
-    logprobs: Any = not_yet(False)
     modalities: Any = not_yet(["text"])
     prediction: Any = not_yet()
     reasoning_effort: Any = not_yet()
     tool_choice: Any = not_yet("none", "auto")
     tools: Any = not_yet([])
-    top_logprobs: Any = not_yet(0)
     verbosity: Any = not_yet("medium")
     web_search_options: Any = not_yet()
 
@@ -163,6 +188,25 @@ class ChatCompletionRequest(Conversation, _Request):
         self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
 
+    @model_validator(mode="after")
+    def _top_logprobs_are_logprobs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise fault(
+                "invalid_value",
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+                "top_logprobs",
+            )
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of the likeliest tokens; None: no log-probabilities are asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return False
+
 
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
@@ -176,9 +220,12 @@ class CompletionRequest(_Request):
     ]
     """Text or token ids, or a list of texts or of token ids: each is continued by itself."""
 
+    echo: bool | None = None
+    """Let the answer begin with the prompt. Default: false."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Tell the log-probability of each token, and of so many of the likeliest ones."""
+
     best_of: Any = not_yet(1)
-    echo: Any = not_yet(False)
-    logprobs: Any = not_yet()
     suffix: Any = not_yet("")
 
     @model_validator(mode="after")
@@ -192,6 +239,15 @@ class CompletionRequest(_Request):
                 "n",
             )
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Of the likeliest tokens; None: no log-probabilities are asked for."""
+        return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -11,6 +11,9 @@ class StopMatcher:
 
     Args:
         includes_stop: The text ends after the stop string, else before it.
+
+    Attributes:
+        found: The stop string; None: not yet.
     """
 
     def __init__(self, stops: Sequence[str], includes_stop: bool = False) -> None:
@@ -18,7 +21,11 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._includes_stop = includes_stop
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def add(self, piece: str) -> str:
         """Text that may be sent now; nothing any more once `stopped`."""
@@ -29,7 +36,7 @@ class StopMatcher:
         text = self._held + piece
         match = _first_match(text, self._stops)
         if match is not None:
-            self.stopped = True
+            self.found = text[match[0] : match[1]]
             self._held = ""
             return text[: match[self._includes_stop]]
         safe = len(text) - _longest_beginning(text, self._stops)

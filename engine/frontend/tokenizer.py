@@ -9,8 +9,10 @@ import tokenizers
 from engine.errors import ModelError
 from engine.frontend.chat_template import read_chat_template
 from engine.frontend.detokenizer import Detokenizer
+from engine.frontend.echo import Echo
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.messages import ChatMessage, Conversation
+from engine.frontend.token_texts import TokenTexts
 
 LONG_TEXT = 8192
 """Characters above which text is encoded in a thread (a few milliseconds of work)."""
@@ -18,6 +20,9 @@ LONG_TEXT = 8192
 
 class Tokenizer:
     """What a front end needs of a model's tokenizer.
+
+    Attributes:
+        describe: Gives the text and bytes of a token id by itself.
 
     Raises:
         ModelError: The directory has no tokenizer.json, or one that cannot be read.
@@ -33,6 +38,7 @@ class Tokenizer:
             raise ModelError(f"tokenizer cannot be read: {path}: {problem}") from problem
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.describe = TokenTexts(self._tokenizer).describe
         self._chat_template = read_chat_template(directory)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
@@ -49,6 +55,18 @@ class Tokenizer:
     async def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_text` of each, in one go."""
         return await self._encode(texts, adds_special=True)
+
+    async def echo(self, prompt: str | Sequence[int]) -> Echo:
+        """What an answer repeats of a prompt: special tokens among its ids are part of the text."""
+        if isinstance(prompt, str):
+            (encoding,) = await self._encodings([prompt], adds_special=True)
+            return Echo(prompt, [begin for begin, _ in encoding.offsets])
+        reader = Detokenizer(self._tokenizer, frozenset(), skips_special=False)
+        text, offsets = "", []
+        for token_id in prompt:
+            offsets.append(len(text))
+            text += reader.add(token_id)
+        return Echo(text + reader.flush(), offsets)
 
     async def encode_chat(
         self,
@@ -97,11 +115,15 @@ class Tokenizer:
         return Detokenizer(self._tokenizer, self._special, prompt_token_ids)
 
     async def _encode(self, texts: Sequence[str], adds_special: bool) -> list[list[int]]:
+        return [encoding.ids for encoding in await self._encodings(texts, adds_special)]
+
+    async def _encodings(
+        self, texts: Sequence[str], adds_special: bool
+    ) -> list[tokenizers.Encoding]:
         if sum(map(len, texts)) <= LONG_TEXT:
             encode = self._tokenizer.encode
-            return [encode(text, add_special_tokens=adds_special).ids for text in texts]
+            return [encode(text, add_special_tokens=adds_special) for text in texts]
         # Unlike encode, encode_batch lets other threads run meanwhile.
-        encodings = await asyncio.to_thread(
+        return await asyncio.to_thread(
             self._tokenizer.encode_batch, list(texts), add_special_tokens=adds_special
         )
-        return [encoding.ids for encoding in encodings]

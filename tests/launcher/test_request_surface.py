@@ -103,6 +103,59 @@ def test_choices_share_one_prefill_and_differ_by_their_seeds(runtime):
         assert answer.usage.prompt_tokens == len(prompt)
 
 
+def test_sampling_parameters_and_log_probabilities_of_a_real_model(runtime):
+    with serving("model=tiny", runtime_directory=runtime) as (_, client):
+        api = client_of(client).completions
+        prompt = [*b"Once upon a time there was a fleet."]
+        options: Any = {"model": "tiny", "temperature": 0, "max_tokens": 8}
+        told = api.create(**options, prompt=prompt, logprobs=1).choices[0].logprobs
+        assert told is not None
+        assert told.tokens is not None
+        assert told.token_logprobs is not None
+        assert told.top_logprobs is not None
+        assert len(told.tokens) == 8
+        for token, logprob, top in zip(
+            told.tokens, told.token_logprobs, told.top_logprobs, strict=True
+        ):
+            assert top == {token: logprob}  # the likeliest: it is greedy
+
+        # What is said of tokens of the answer is said of them in a prompt too.
+        answered = [ord("x"), ord("y")]
+        bias = {"logit_bias": {str(answered[0]): 100}, "max_tokens": 1}
+        first = api.create(**options | bias, prompt=prompt, logprobs=0).choices[0]
+        assert first.text == "x"
+        echoed = api.create(
+            **options | {"max_tokens": 1}, prompt=prompt + answered, logprobs=0, echo=True, n=2
+        )
+        assert first.logprobs is not None
+        assert first.logprobs.token_logprobs is not None
+        for choice in echoed.choices:
+            assert choice.text.startswith("Once upon a time there was a fleet.xy")
+            scores = choice.logprobs
+            assert scores is not None
+            assert scores.token_logprobs is not None
+            assert scores.text_offset == list(range(len(prompt) + 3))
+            assert scores.token_logprobs[0] is None
+            assert scores.token_logprobs[len(prompt)] == pytest.approx(
+                first.logprobs.token_logprobs[0], abs=1e-3
+            )
+
+        stopping = {"stop_token_ids": [ord("x")], "repetition_penalty": 1.2, "min_p": 0.1}
+        forced = {"logit_bias": {str(ord("x")): 100, str(ord("z")): 90}, "priority": -1}
+        least = api.create(
+            **options, prompt=prompt, extra_body=stopping | forced | {"min_tokens": 3}
+        )
+        chosen: Any = least.choices[0]
+        assert (chosen.text, chosen.stop_reason, chosen.finish_reason) == ("zzz", 120, "stop")
+        assert least.usage is not None
+        assert least.usage.completion_tokens == 4
+        bounds = {"presence_penalty": 2.1, "min_p": 2, "stop_token_ids": [10**6]}
+        for name, value in bounds.items():
+            with pytest.raises(openai.BadRequestError) as caught:
+                api.create(**options, prompt=prompt, extra_body={name: value})
+            assert (caught.value.param or "").partition("[")[0] == name
+
+
 def wait_for_cache_hits(client: Any, num_tokens: int) -> None:
     """Until so many prompt tokens are known to have been found in the ranks' caches."""
     deadline_s = time.monotonic() + 20

@@ -69,6 +69,7 @@ def test_the_body_is_openais(shared: RunningFrontEnd):
                 "index": 0,
                 "message": {"role": "assistant", "content": "Hello world", "refusal": None},
                 "finish_reason": "stop",
+                "stop_reason": None,
                 "logprobs": None,
             }
         ],
@@ -92,7 +93,9 @@ def test_the_events_of_a_stream_are_openais(shared: RunningFrontEnd):
             "logprobs": None,
         }
     ]
-    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop", "logprobs": None}]
+    assert last["choices"] == [
+        {"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": None, "logprobs": None}
+    ]
     assert deltas
     for chunk in deltas:
         (choice,) = chunk["choices"]
@@ -228,8 +231,8 @@ def test_refused_parameters(shared: RunningFrontEnd):
         shared.openai.chat.completions.create(model="test", messages=HI, n=129)
     assert (caught.value.param, caught.value.code) == ("n", "integer_above_max_value")
     with pytest.raises(openai.BadRequestError) as caught:
-        shared.openai.chat.completions.create(model="test", messages=HI, logprobs=True)
-    assert caught.value.param == "logprobs"
+        shared.openai.chat.completions.create(model="test", messages=HI, verbosity="low")
+    assert caught.value.param == "verbosity"
     assert caught.value.code == "unsupported_parameter"
     with pytest.raises(openai.BadRequestError, match="Did you mean 'temperature'"):
         shared.openai.chat.completions.create(

@@ -26,7 +26,15 @@ def test_the_body_is_openais(shared: RunningFrontEnd):
     assert body == {
         "object": "text_completion",
         "model": "test",
-        "choices": [{"index": 0, "text": "Hello world", "finish_reason": "stop", "logprobs": None}],
+        "choices": [
+            {
+                "index": 0,
+                "text": "Hello world",
+                "finish_reason": "stop",
+                "stop_reason": None,
+                "logprobs": None,
+            }
+        ],
         "usage": {
             "prompt_tokens": 4,
             "completion_tokens": 12,

@@ -44,6 +44,18 @@ LIKELY: dict[str, "st.SearchStrategy[Any]"] = {
     "continue_final_message": st.booleans(),
     "add_generation_prompt": st.booleans(),
     "include_stop_str_in_output": st.booleans(),
+    "logprobs": st.booleans(),
+    "top_logprobs": st.integers(-1, 21),
+    "min_p": st.floats(-0.5, 1.5),
+    "min_tokens": st.integers(-1, 20),
+    "stop_token_ids": st.lists(st.integers(-1, 300), max_size=3),
+    "presence_penalty": st.floats(-3, 3),
+    "frequency_penalty": st.floats(-3, 3),
+    "repetition_penalty": st.floats(-1, 110),
+    "logit_bias": st.dictionaries(
+        st.integers(-1, 300).map(str) | st.text(max_size=3), st.floats(-110, 110) | JSON, max_size=3
+    ),
+    "priority": st.integers(-(2**33), 2**33),
 }
 
 
@@ -53,7 +65,7 @@ def chats(draw: st.DrawFn) -> dict[str, Any]:
     body = dict(BODY)
     for name in draw(st.lists(st.sampled_from(sorted(LIKELY)), max_size=5, unique=True)):
         body[name] = draw(LIKELY[name])
-    for name in draw(st.lists(st.sampled_from([*LIKELY, "model", "logprobs", "x"]), max_size=1)):
+    for name in draw(st.lists(st.sampled_from([*LIKELY, "model", "x"]), max_size=1)):
         body[name] = draw(JSON)
     return body
 

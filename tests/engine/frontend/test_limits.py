@@ -34,6 +34,37 @@ def test_what_the_client_says_is_what_the_engine_is_told(settings: Settings):
     assert told == SamplingParams(5, 0.5, 0.9, 7, 11, True)
 
 
+def test_the_engine_is_told_every_parameter(settings: Settings):
+    fields: dict[str, Any] = {
+        "min_p": 0.25,
+        "min_tokens": 3,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.5,
+        "priority": -7,
+    }
+    asked = fields | {"stop_token_ids": [5, 3, 5], "logit_bias": {"7": -1, "8": 0.5}}
+    told = sampling(settings, max_tokens=3, seed=1, **asked)
+    assert told == SamplingParams(
+        3, seed=1, **fields, stop_token_ids=(5, 3), logit_bias={7: -1.0, 8: 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop_token_ids": [NUM_TOKENS]}, "stop_token_ids"),
+        ({"logit_bias": {str(NUM_TOKENS): 1}}, "logit_bias"),
+        ({"min_tokens": 91}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+    ],
+)
+def test_what_fits_neither_the_model_nor_the_rest_is_refused(settings: Settings, fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(settings, **fields)
+    assert caught.value.param == param
+
+
 def test_defaults_are_openais_and_the_rest_of_the_context(settings: Settings):
     told = sampling(settings, seed=11)
     assert told == SamplingParams(90, 1.0, 1.0, 0, 11, False)
@@ -51,6 +82,13 @@ def test_each_choice_has_a_seed_of_its_own(settings: Settings):
 
     assert seeds(n=3, seed=-2) == [2**64 - 2, 2**64 - 1, 0]
     assert len(set(seeds(n=128))) == 128
+
+
+def test_the_prompt_is_scored_once_for_all_choices(settings: Settings):
+    body = {"model": "test", "prompt": "Hi", "n": 2, "logprobs": 3, "echo": True}
+    request = CompletionRequest.model_validate(body)
+    told = sampling_params(request, [1, 2], settings, seed_source(3, "frontend-0.1"))
+    assert [(each.logprobs, each.prompt_logprobs) for each in told] == [(3, 3), (3, None)]
 
 
 def test_seeds_are_drawn_from_the_seed_of_the_config_and_differ_between_processes():

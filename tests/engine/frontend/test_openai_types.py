@@ -18,6 +18,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"n": 3},
     {"max_tokens": 3},
     {"stop": "wor", "include_stop_str_in_output": True},
+    {"min_p": 0.1, "min_tokens": 2, "stop_token_ids": [5], "logit_bias": {"7": -100}},
 ]
 STREAM_OPTIONS: list[dict[str, Any]] = [
     {},

@@ -268,21 +268,40 @@ def test_a_body_that_is_no_object_is_refused(body):
 
 
 @pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("min_p", [0, 0.5, 1], [-0.1, 1.1, "1"]),
+        ("min_tokens", [0, 7], [-1, 1.5]),
+        ("stop_token_ids", [[], [0, 5, 5]], [5, [-1], ["5"], [1] * 129]),
+        ("presence_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("frequency_penalty", [-2, 0, 2], [-2.1, 2.1]),
+        ("repetition_penalty", [0.01, 1, 100], [0, -1, 1e-30, 101]),
+        ("priority", [-(2**31), 0, 2**31 - 1], [2**31, 0.5]),
+        (
+            "logit_bias",
+            [{}, {"0": -100, "50": 100}, {str(token): 0.5 for token in range(300)}],
+            [
+                *({"5": 101}, {"5": -101}, {"5": "1"}, {"5": True}, {"5": None}, {"5": math.nan}),
+                *({"x": 1}, {"-1": 1}, {"05": 1}, {"\ud800": 1}, {"": 1}, {"٣": 1}),
+                *({str(token): 0.5 for token in range(301)}, [], 5),
+            ],
+        ),
+    ],
+)
+def test_ranges_of_the_sampling_parameters(name, taken, refused):
+    for value in taken:
+        chat(**{name: value})
+        completion(**{name: value})
+    for value in refused:
+        assert (refused_chat(**{name: value}).param or "").partition("[")[0] == name
+
+
+@pytest.mark.parametrize(
     ("name", "neutral", "asked"),
     [
-        ("logprobs", False, True),
-        ("logprobs", False, 0),
-        ("top_logprobs", 0, 5),
-        ("presence_penalty", 0.0, 0.5),
-        ("frequency_penalty", 0, -1),
-        ("repetition_penalty", 1.0, 1.1),
-        ("logit_bias", {}, {"5": 1}),
         ("tools", [], [{}]),
         ("tool_choice", "none", "required"),
         ("response_format", {"type": "text"}, {"type": "json_object"}),
-        ("min_p", 0, 0.1),
-        ("min_tokens", 0, 1),
-        ("stop_token_ids", [], [1]),
         ("chat_template", None, "{{ messages }}"),
     ],
 )
@@ -296,11 +315,48 @@ def test_what_is_not_supported_yet_is_taken_where_it_changes_nothing(name, neutr
 
 @pytest.mark.parametrize(
     ("name", "neutral", "asked"),
-    [("best_of", 1, 2), ("echo", False, True), ("suffix", "", "x"), ("logprobs", None, 0)],
+    [("best_of", 1, 2), ("suffix", "", "x")],
 )
 def test_what_completions_do_not_support_yet(name, neutral, asked):
     completion(**{name: neutral})
     assert refused_completion(**{name: asked}).param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities_of_a_chat(fields, num_logprobs):
+    assert chat(**fields).num_logprobs == num_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"echo": True}, "echo"),
+    ],
+)
+def test_log_probabilities_that_a_chat_is_refused(fields, param):
+    assert refused_chat(**fields).param == param
+
+
+def test_log_probabilities_of_a_completion():
+    assert completion(logprobs=0).num_logprobs == 0
+    assert not completion(logprobs=0).scores_prompt
+    assert not completion(echo=True).scores_prompt
+    assert completion(echo=True, logprobs=0).scores_prompt
+    for refused in (True, -1, 21, "1"):
+        assert refused_completion(logprobs=refused).param == "logprobs"
+    assert refused_completion(echo=1).param == "echo"
 
 
 def test_what_changes_no_answer_is_ignored():
