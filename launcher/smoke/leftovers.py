@@ -1,5 +1,6 @@
 """What a deployment must not leave behind: processes, sockets, its run directory."""
 
+import contextlib
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +15,13 @@ _GONE_S = 5.0
 
 
 class Leftovers:
-    """Takes note of what there is while the deployment runs, and looks for it afterwards."""
+    """Takes note of what there is while the deployment runs, and looks for it afterwards.
+
+    What was there before the deployment is none of it.
+    """
 
     def __init__(self) -> None:
+        self._before = set(psutil.Process().children())
         self._processes: set[psutil.Process] = set()
         self._directories: set[Path] = set()
         self._addresses: set[str] = set()
@@ -54,7 +59,10 @@ class Leftovers:
         return f"{len(self._processes)} processes, sockets and run directory are gone{logs}"
 
     def _note_processes(self) -> None:
-        self._processes |= set(psutil.Process().children(recursive=True))
+        for child in set(psutil.Process().children()) - self._before:
+            self._processes.add(child)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._processes |= set(child.children(recursive=True))
 
 
 def _files(directory: Path, logs_stay: bool) -> list[Path]:

@@ -111,7 +111,8 @@ def test_a_reader_that_is_too_slow_is_dropped_and_its_request_aborted(start: Sta
                 deployment.output(rank, request.request_id, b"x" * 500)
             front_end.http.get("/health")
             aborted = deployment.wait(lambda seen: [list(seen.aborted)])[0]
-        assert aborted == [(rank, request.request_id)]
+        # again where outputs were on their way
+        assert set(aborted) == {(rank, request.request_id)}
         with contextlib.suppress(ConnectionResetError):
             assert b"[DONE]" not in rest_of(connection)
     wait_until_idle(front_end)

@@ -46,8 +46,8 @@ def test_the_logs_of_a_failed_deployment_may_stay(tmp_path: Path):
 
 
 def test_a_process_is_found(tmp_path: Path):
+    left = noted(tmp_path / "gone")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        left = noted(tmp_path / "gone")
         with pytest.raises(CheckFailed, match=f"seen process {child.pid}"):
             left.check_gone(logs_stay=False)
         child.communicate(b"\n")
