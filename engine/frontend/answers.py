@@ -1,4 +1,4 @@
-"""Bodies and stream chunks of the answers, exactly OpenAI's."""
+"""Bodies and stream chunks of the answers, OpenAI's, and `stop_reason` as vLLM has it."""
 
 import secrets
 import time

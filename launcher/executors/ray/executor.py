@@ -49,8 +49,6 @@ class _Actor:
     spec: ProcessSpec
     handle: Any
     ended: asyncio.Task[None]
-    log_path: concurrent.futures.Future[str]
-    """Where Ray keeps its log."""
 
 
 class _Made(NamedTuple):
@@ -177,7 +175,7 @@ class RayExecutor:
         )
         for made in await session.call_async(self._make_actors):
             ended = asyncio.create_task(self._watch_actor(made))
-            self._actors[made.spec.name] = _Actor(made.spec, made.handle, ended, made.log_path)
+            self._actors[made.spec.name] = _Actor(made.spec, made.handle, ended)
         watch = NodeWatch(self._places(session), self._lose)
         self._watchers.append(asyncio.create_task(watch.run()))
 
@@ -329,7 +327,8 @@ class RayExecutor:
             if ended:  # in a group of somebody else's nothing but this shows that they are gone
                 await asyncio.wait(ended, timeout=_KILL_S)
             left = await session.call_async(self._groups.remove)
-            self.left_behind = [f"placement group {name}" for name in (*left, *self._actors)]
+            self.left_behind = [f"placement group {name}" for name in left]
+            self.left_behind += [f"actor of {name}" for name in self._actors]
             if self.left_behind:
                 logger.error("Ray has not removed %s", ", ".join(self.left_behind))
         except Exception:  # Ray has no one class for what can be wrong
