@@ -22,6 +22,10 @@ from engine.transport import Keys
 logger = logging.getLogger("engine.entrypoint")  # its own name is __main__
 
 MAX_OPEN_FILES = 65536
+SIGNALS_OF_LAUNCHER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""To the whole group (Ctrl-C, a terminal that hangs up, a service manager) they are the launcher's
+to answer: it ends its children by their lifelines.
+"""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,14 +92,22 @@ def run_engine(launch: Launch, ending: Ending, found: Found | None = None) -> No
     )
 
 
-def main() -> int:
-    # Signals to the whole group (Ctrl-C, a terminal that hangs up, a service manager) are the
-    # launcher's to answer: it ends its children by their lifelines.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def command(fd: int) -> list[str]:
+    """What starts a process that hangs on this descriptor."""
+    return [sys.executable, "-m", "engine.entrypoint", str(fd)]
+
+
+def be(fd: int) -> int:
+    """Is the process that the launcher asks for; its exit code.
+
+    Args:
+        fd: Of its lifeline.
+    """
+    for number in SIGNALS_OF_LAUNCHER:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
     allow_many_connections()
-    lifeline = Lifeline(int(sys.argv[1]))
+    lifeline = Lifeline(fd)
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)
     except EOFError:
@@ -134,4 +146,4 @@ def allow_many_connections() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(be(int(sys.argv[1])))
