@@ -43,6 +43,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """For a front end: who may use it."""
     ports: tuple[int, ...] = ()
     """TCP ports on which coordinator and front ends listen for other machines."""
+    asked_s: float | None = None
+    """When the launcher asked for the process, by the monotonic clock of this machine; None: it
+    runs on another one."""
     run_directory: str | None = None
     """For the coordinator: what to remove if the launcher vanishes."""
 
@@ -64,11 +67,16 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
         case Role.coordinator:
             from engine.coordinator import process as coordinator
 
-            coordinator.run(*told, launch.run_directory, launch.keys, launch.ports)
+            coordinator.run(
+                *(*told, launch.run_directory, launch.keys, launch.ports), asked_s=launch.asked_s
+            )
         case Role.frontend:
             from engine.frontend import process as frontend
 
-            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports, launch.access)
+            frontend.run(
+                *(*told, launch.listen_fds, launch.keys, launch.ports, launch.access),
+                asked_s=launch.asked_s,
+            )
         case Role.engine:
             run_engine(launch, lifeline)
         case _ as never:
@@ -88,7 +96,7 @@ def run_engine(launch: Launch, ending: Ending, found: Found | None = None) -> No
 
     core.run(
         *(launch.process, launch.settings, launch.coordinator_endpoint, launch.incarnation),
-        *(ending, found, launch.keys),
+        *(ending, found, launch.keys, launch.asked_s),
     )
 
 

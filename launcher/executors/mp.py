@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -167,6 +168,7 @@ class MpExecutor:
             keys=self.keys,
             access=self._access if spec.role is Role.frontend else _OPEN,
             ports=self._ports_of(spec),
+            asked_s=time.monotonic(),
             run_directory=str(self._directory.path),
         )
         theirs, ours = os.pipe()
