@@ -22,6 +22,10 @@ from engine.transport import Keys
 logger = logging.getLogger("engine.entrypoint")  # its own name is __main__
 
 MAX_OPEN_FILES = 65536
+SIGNALS_OF_LAUNCHER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""To the whole group (Ctrl-C, a terminal that hangs up, a service manager) they are the launcher's
+to answer: it ends its children by their lifelines.
+"""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +43,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """For a front end: who may use it."""
     ports: tuple[int, ...] = ()
     """TCP ports on which coordinator and front ends listen for other machines."""
+    asked_s: float | None = None
+    """When the launcher asked for the process, by the monotonic clock of this machine; None: it
+    runs on another one."""
     run_directory: str | None = None
     """For the coordinator: what to remove if the launcher vanishes."""
 
@@ -60,11 +67,16 @@ def run(launch: Launch, lifeline: Lifeline) -> None:
         case Role.coordinator:
             from engine.coordinator import process as coordinator
 
-            coordinator.run(*told, launch.run_directory, launch.keys, launch.ports)
+            coordinator.run(
+                *(*told, launch.run_directory, launch.keys, launch.ports), asked_s=launch.asked_s
+            )
         case Role.frontend:
             from engine.frontend import process as frontend
 
-            frontend.run(*told, launch.listen_fds, launch.keys, launch.ports, launch.access)
+            frontend.run(
+                *(*told, launch.listen_fds, launch.keys, launch.ports, launch.access),
+                asked_s=launch.asked_s,
+            )
         case Role.engine:
             run_engine(launch, lifeline)
         case _ as never:
@@ -84,18 +96,26 @@ def run_engine(launch: Launch, ending: Ending, found: Found | None = None) -> No
 
     core.run(
         *(launch.process, launch.settings, launch.coordinator_endpoint, launch.incarnation),
-        *(ending, found, launch.keys),
+        *(ending, found, launch.keys, launch.asked_s),
     )
 
 
-def main() -> int:
-    # Signals to the whole group (Ctrl-C, a terminal that hangs up, a service manager) are the
-    # launcher's to answer: it ends its children by their lifelines.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def command(fd: int) -> list[str]:
+    """What starts a process that hangs on this descriptor."""
+    return [sys.executable, "-m", "engine.entrypoint", str(fd)]
+
+
+def be(fd: int) -> int:
+    """Is the process that the launcher asks for; its exit code.
+
+    Args:
+        fd: Of its lifeline.
+    """
+    for number in SIGNALS_OF_LAUNCHER:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # sockets and logs are nobody else's business
     allow_many_connections()
-    lifeline = Lifeline(int(sys.argv[1]))
+    lifeline = Lifeline(fd)
     try:
         launch = msgspec.msgpack.decode(lifeline.payload(), type=Launch)
     except EOFError:
@@ -134,4 +154,4 @@ def allow_many_connections() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(be(int(sys.argv[1])))

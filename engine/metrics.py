@@ -265,6 +265,8 @@ COORDINATOR_PUBLISHED = _counter(
 LOST_MESSAGES = _counter(
     None, "lost_messages", "Messages that sequence numbers showed to be lost, by sender.", "sender"
 )
+STARTING = "starting"
+"""The phase from when a process was asked for until its own code runs."""
 STARTUP_PHASE = _gauge(
     None, "startup_phase_seconds", "How long each phase of the start took.", "phase"
 )

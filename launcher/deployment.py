@@ -28,6 +28,7 @@ from launcher.last_words import last_words
 from launcher.members import Members
 from launcher.plan import DeploymentPlan
 from launcher.restarts import Restarts
+from launcher.waterfall import Waterfall
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Deployment:
         incarnations: How many times each process has been started.
         failure: The first thing that went wrong: a process that ended, a start that failed.
         loads: Of the ranks, as last told.
+        waterfall: When each process entered which phase.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Deployment:
         self._plan, self._executor, self._tell = plan, executor, tell
         self._members = Members(tell)
         self._heard_s = time.monotonic()
+        self.waterfall = Waterfall(self._heard_s)
         self.loads: Loads | None = None
         self._changed = asyncio.Event()
         self._link: CoordinatorLink | None = None
@@ -211,6 +214,7 @@ class Deployment:
         self._heard_s = time.monotonic()
         self._hangs.take(membership)
         self._members.take(membership)
+        self.waterfall.take(membership.members, self._heard_s)
         self._changed.set()
 
     async def _restart(self, ended: Exit) -> bool:

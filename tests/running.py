@@ -72,13 +72,18 @@ class Launcher:
         """Waits until it serves; the address, without `/v1`."""
         return self.wait_for(r"ready after .* (http://\S+)/v1")[1]
 
+    def family(self) -> list[psutil.Process]:
+        """All that has come of it."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def children(self) -> dict[str, psutil.Process]:
-        """Its processes by name: `coordinator`, `frontend-0`, ..."""
+        """The plan's processes by name: `coordinator`, `frontend-0`, ..."""
         found = {}
-        for child in psutil.Process(self.process.pid).children():
+        for child in self.family():
             title = child.cmdline()
             if title and title[0].startswith("flotilla "):
                 found[title[0].split()[2]] = child
+        found.pop("fork-server", None)
         return found
 
     def signal(self, number: int) -> None:

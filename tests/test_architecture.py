@@ -142,6 +142,7 @@ RULES = (
         scope=("launcher.executors",),
         own_only=(
             "engine.entrypoint",
+            "engine.fork_server",
             "launcher.cluster",
             "launcher.deployment",
             "launcher.errors",

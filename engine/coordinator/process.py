@@ -24,6 +24,7 @@ from engine.metrics import (
     COORDINATOR_MESSAGES,
     COORDINATOR_PUBLISHED,
     CPU_SECONDS,
+    STARTING,
     STARTUP_PHASE,
     Metrics,
 )
@@ -72,14 +73,16 @@ def run(
     run_directory: str | None,
     keys: transport.Keys | None = None,
     ports: Sequence[int] = (),
+    asked_s: float | None = None,
 ) -> None:
     """Coordinates until the lifeline ends.
 
     Args:
         ports: On which to publish, if it listens for other machines; else any.
+        asked_s: When the launcher asked for the process (monotonic clock).
         run_directory: Removed if the launcher has vanished without doing it.
     """
-    coordinator = Coordinator(process, settings, endpoint, incarnation, keys, ports)
+    coordinator = Coordinator(process, settings, endpoint, incarnation, keys, ports, asked_s)
     lifeline.watch(coordinator.stop, settings.health.stop_s * GRACE)
     try:
         coordinator.main_loop()
@@ -101,6 +104,7 @@ class Coordinator:
         incarnation: int,
         keys: transport.Keys | None = None,
         ports: Sequence[int] = (),
+        asked_s: float | None = None,
     ) -> None:
         began = time.monotonic()
         self._itself = Heartbeat(process.name, incarnation)
@@ -131,6 +135,8 @@ class Coordinator:
         self._published_s: dict[bytes, float] = {}
         self._has_newcomer = False
         self._next_look_s = 0.0
+        if asked_s is not None:
+            self._metrics.set(STARTUP_PHASE, began - asked_s, (STARTING,))
         self._metrics.set(STARTUP_PHASE, time.monotonic() - began, (Phase.ready.value,))
 
     def stop(self) -> None:

@@ -21,7 +21,7 @@ from engine.core.scheduler import Produced
 from engine.errors import ProtocolError
 from engine.lifeline import GRACE, Ending
 from engine.link import CoordinatorLink
-from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTUP_PHASE
+from engine.metrics import CPU_SECONDS, LOST_MESSAGES, STARTING, STARTUP_PHASE
 from engine.model.runner import Runner
 from engine.protocol import (
     TO_ENGINE,
@@ -47,13 +47,15 @@ def run(
     lifeline: Ending,
     found: Found | None = None,
     keys: transport.Keys | None = None,
+    asked_s: float | None = None,
 ) -> None:
     """Serves one rank until the lifeline ends or the coordinator calls this incarnation lost.
 
     Args:
         found: Where it runs, if somebody else has placed it; else where it was planned.
+        asked_s: When somebody on this machine asked for the process (monotonic clock).
     """
-    core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys)
+    core = CoreProcess(process, settings, coordinator_endpoint, incarnation, found, keys, asked_s)
     lifeline.watch(core.stop, settings.health.stop_s * GRACE)
     try:
         core.start_up()
@@ -77,6 +79,7 @@ class CoreProcess:
         incarnation: int,
         found: Found | None = None,
         keys: transport.Keys | None = None,
+        asked_s: float | None = None,
     ) -> None:
         assert process.rank is not None
         planned = [device for worker in process.workers for device in worker.devices]
@@ -93,7 +96,7 @@ class CoreProcess:
         self.num_requests = 0
         self._poller = zmq.Poller()
         self._poller.register(self._wake, zmq.POLLIN)
-        self._began_s = time.monotonic()
+        self._asked_s, self._began_s = asked_s, time.monotonic()
         self._load_due_s = self._metrics_due_s = 0.0
         # An idle main loop turns often enough to show in a heartbeat, well within the silence, that
         # it is not stuck.
@@ -130,9 +133,10 @@ class CoreProcess:
             ended_s[phase] = time.monotonic()
         self._core = EngineCore(self._settings, runner)
         self._patience = Patience(self._settings.health.suspect_s)  # a first step is no measure
+        if self._asked_s is not None:
+            self._note_phase(STARTING, self._asked_s, self._began_s)
         for phase, phase_ended_s in ended_s.items():
-            took_s = phase_ended_s - self._began_s
-            self._core.metrics().set(STARTUP_PHASE, took_s, (phase.value,))
+            self._note_phase(phase.value, self._began_s, phase_ended_s)
             self._began_s = phase_ended_s
         self._link.enter_phase(Phase.ready, runner.remark)
         logger.info("ready")
@@ -156,6 +160,9 @@ class CoreProcess:
         for frontend in self._frontends.values():
             frontend.close()
         self._context.term()
+
+    def _note_phase(self, phase: str, began_s: float, ended_s: float) -> None:
+        self._core.metrics().set(STARTUP_PHASE, ended_s - began_s, (phase,))
 
     def _note_progress(self) -> None:
         """Called after each layer, each step and each turn: a long step is not a stuck one."""

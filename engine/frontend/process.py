@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.frontend.client import EngineClient
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.tokenizer import Tokenizer
 from engine.lifeline import GRACE, Lifeline
-from engine.metrics import Metrics
+from engine.metrics import STARTING, STARTUP_PHASE, Metrics
 from engine.protocol import Phase, Register
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def run(
     keys: transport.Keys | None = None,
     ports: Sequence[int] = (),
     access: Access = OPEN,
+    asked_s: float | None = None,
 ) -> None:
     """Is a front end until its lifeline ends.
 
@@ -45,6 +47,7 @@ def run(
         listen_fds: Listening sockets to serve on.
         ports: On which it listens for engine cores of other machines: requests, outputs; else any.
         access: Who may use it.
+        asked_s: When the launcher asked for the process (monotonic clock).
 
     Raises:
         EngineError: The model has no usable tokenizer, or the coordinator has given up the process.
@@ -66,6 +69,8 @@ def run(
         sockets = [opened.enter_context(socket.socket(fileno=fd)) for fd in listen_fds]
         endpoints = {"requests": requests_endpoint, "outputs": outputs_endpoint}
         metrics = Metrics(Role.frontend)
+        if asked_s is not None:
+            metrics.set(STARTUP_PHASE, time.monotonic() - asked_s, (STARTING,))
         client = EngineClient(
             requests,
             outputs,

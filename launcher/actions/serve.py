@@ -121,6 +121,8 @@ class Serving:
             f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
             f"model {self._plan.settings.model_name}{'  (Ctrl-C ends)' * self._takes_signals}"
         )
+        if summary := self._deployment.waterfall.summary():
+            self._say(f"  {summary}")
         self._on_ready(self._executor.addresses[0])
 
     async def _until_end(self) -> None:

@@ -7,18 +7,19 @@ import os
 import shutil
 import signal
 import socket
-import sys
+import time
 from dataclasses import dataclass
 
 import msgspec
 
 from engine.access import Access
-from engine.config import ProcessSpec, Role
-from engine.entrypoint import Launch
+from engine.config import ModelKind, ProcessSpec, Role
+from engine.entrypoint import Launch, command
 from engine.lifeline import FAREWELL, frame
 from engine.transport import Keys
 from launcher.errors import StartFailed
 from launcher.executors.base import Exit
+from launcher.executors.fork_server import ForkedProcess, ForkServer
 from launcher.executors.held_ports import HeldPorts
 from launcher.executors.listening import listen, url
 from launcher.executors.out_of_memory import num_oom_kills
@@ -39,9 +40,14 @@ _TRIM_INTERVAL_S = 10.0
 @dataclass(slots=True)
 class _Child:
     incarnation: int
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     lifeline: int
     """The launcher's end: closing it tells the child to end."""
+    has_ended: bool = False
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
 
 
 class MpExecutor:
@@ -69,6 +75,7 @@ class MpExecutor:
         self._watchers: list[asyncio.Task[None]] = []
         self._num_oom_kills = num_oom_kills()
         self._trimmer: asyncio.Task[None] | None = None
+        self._fork_server = self._make_fork_server()
         self.coordinator_endpoint = f"ipc://{self._directory.path}/coordinator"
         self.addresses: list[str] = []
         self.private_addresses: list[str] = []
@@ -84,7 +91,8 @@ class MpExecutor:
 
     async def start(self) -> None:
         self._trimmer = asyncio.create_task(self._keep_logs_short())
-        for process in self._plan.processes:
+        processes = self._plan.processes  # engine cores first: they take longest
+        for process in sorted(processes, key=lambda process: process.role is not Role.engine):
             await self._spawn(process, incarnation=1)
 
     async def next_exit(self) -> Exit:
@@ -92,10 +100,10 @@ class MpExecutor:
 
     async def kill(self, name: str) -> None:
         if name in self._children:
-            _kill(self._children[name].process)
+            self._children[name].kill()
 
     def alive(self) -> list[str]:
-        return [name for name, child in self._children.items() if child.process.returncode is None]
+        return [name for name, child in self._children.items() if not child.has_ended]
 
     async def restart(self, name: str) -> int:
         ended = self._children[name]
@@ -130,11 +138,13 @@ class MpExecutor:
         if self._watchers:
             await asyncio.wait(self._watchers, timeout=grace_s)
             for child in self._children.values():
-                _kill(child.process)
+                child.kill()
+            await self._fork_server.stop()
             _, late = await asyncio.wait(self._watchers, timeout=_KILL_S)
             if late:  # stuck in the kernel: nothing more can be done from here
                 self.left_behind = [f"{len(late)} processes that SIGKILL does not end"]
                 logger.error("still there after SIGKILL: %d of our processes", len(late))
+        await self._fork_server.stop()  # no process may have come of it
         self._children.clear()
         self._watchers.clear()
 
@@ -158,28 +168,50 @@ class MpExecutor:
             keys=self.keys,
             access=self._access if spec.role is Role.frontend else _OPEN,
             ports=self._ports_of(spec),
+            asked_s=time.monotonic(),
             run_directory=str(self._directory.path),
         )
         theirs, ours = os.pipe()
         log = os.open(self.log_path(spec.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "engine.entrypoint", str(theirs)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | _thread_environment(spec),
-                pass_fds=(theirs, *launch.listen_fds),
-            )
+            process = await self._begin(spec.role, theirs, log, launch.listen_fds)
         except OSError as problem:
             os.close(ours)
             raise StartFailed(f"{spec.name} could not be started: {problem}") from problem
         finally:
             os.close(theirs)
             os.close(log)
-        self._children[spec.name] = _Child(incarnation, process, ours)
-        self._watchers.append(asyncio.create_task(self._watch(spec.name, incarnation, process)))
+        child = self._children[spec.name] = _Child(incarnation, process, ours)
+        self._watchers.append(asyncio.create_task(self._watch(spec.name, child)))
         await asyncio.to_thread(_write_all, os.dup(ours), frame(msgspec.msgpack.encode(launch)))
+
+    async def _begin(
+        self, role: Role, lifeline: int, log: int, listen_fds: tuple[int, ...]
+    ) -> asyncio.subprocess.Process | ForkedProcess:
+        """Engine cores are forked, from what has imported torch; the others do not need it."""
+        if role is Role.engine:
+            return await self._fork_server.fork(lifeline, log)
+        return await asyncio.create_subprocess_exec(
+            *command(lifeline),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            pass_fds=(lifeline, *listen_fds),
+        )
+
+    def _make_fork_server(self) -> ForkServer:
+        plan = self._plan
+        modules = ["engine.core.process"]
+        if plan.settings.model.kind is not ModelKind.dummy:
+            modules.append("engine.model.torch_runner")
+        num_threads = (worker.num_threads for spec in plan.processes for worker in spec.workers)
+        return ForkServer(
+            title=f"flotilla {plan.name} fork-server",
+            modules=modules,
+            num_threads=max(num_threads, default=1),
+            log_path=self.log_path("fork-server"),
+        )
 
     def _ports_of(self, spec: ProcessSpec) -> tuple[int, ...]:
         """Where a process listens for other machines, but for the coordinator's own endpoint."""
@@ -222,30 +254,20 @@ class MpExecutor:
                     await asyncio.to_thread(shutil.copyfile, log, log.with_suffix(".log.1"))
                     os.truncate(log, 0)  # the process appends to it
 
-    async def _watch(
-        self, name: str, incarnation: int, process: asyncio.subprocess.Process
-    ) -> None:
-        code = await process.wait()
-        self._exits.put_nowait(Exit(name, incarnation, self._reason(code)))
+    async def _watch(self, name: str, child: _Child) -> None:
+        code = await child.process.wait()
+        child.has_ended = True
+        self._exits.put_nowait(Exit(name, child.incarnation, self._reason(code)))
 
-    def _reason(self, code: int) -> str:
+    def _reason(self, code: int | str) -> str:
+        if isinstance(code, str):
+            return code
         if code >= 0:
             return f"exit code {code}"
         reason = f"killed by {_signal_name(-code)}"
         num_before, self._num_oom_kills = self._num_oom_kills, num_oom_kills()
         is_out_of_memory = code == -signal.SIGKILL and self._num_oom_kills > num_before
         return f"{reason}, by the kernel: out of memory" if is_out_of_memory else reason
-
-
-def _thread_environment(spec: ProcessSpec) -> dict[str, str]:
-    """OpenMP reads its number of threads when it is loaded."""
-    num_threads = max((worker.num_threads for worker in spec.workers), default=1)
-    return {"OMP_NUM_THREADS": str(num_threads)}
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
 
 
 def _signal_name(number: int) -> str:

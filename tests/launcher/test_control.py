@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from launcher.control import HEADER, MAX_QUESTION_BYTES, GetState, Stop, Stopping, framed
@@ -69,7 +68,7 @@ def test_clients_that_do_not_behave_are_dropped_and_hold_nothing_up(runtime):
             with pytest.raises(NoAnswer, match="too many ask at the same time"):
                 get_state(launcher.name)
 
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         with ControlClient(launcher.name) as deaf, connected(path):
             answers = deaf.ask(Stop())
             assert isinstance(next(answers), Stopping)

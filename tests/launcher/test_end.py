@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(120)
 def test_ctrl_c_lets_requests_in_flight_finish_and_refuses_new_ones(runtime):
     with launched("model=tiny", "drain_s=100", runtime_directory=runtime) as launcher:
         url = launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         with httpx.Client(base_url=url, timeout=30) as client:
             with stream(client, 1900, model="tiny", ignore_eos=True) as response:
                 events = response.iter_lines()
@@ -59,7 +59,7 @@ def test_the_same_signal_again_counts_when_it_can_be_no_echo():
 def test_a_second_signal_forces_the_end(runtime):
     with launched("model=tiny", "drain_s=60", runtime_directory=runtime) as launcher:
         url = launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         with (
             httpx.Client(base_url=url, timeout=30) as client,
             stream(client, 1900, model="tiny", ignore_eos=True) as response,
@@ -127,7 +127,7 @@ def test_a_signal_while_the_last_process_ends_does_not_wait_for_it(runtime):
     patient = ("drain_s=0.5", "health.stop_s=600")
     with launched("model=dummy", *patient, runtime_directory=runtime) as launcher:
         launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         launcher.children()["engine-0"].suspend()
         launcher.signal(signal.SIGINT)
         launcher.wait_for("engine-0 +has not ended: waiting, at most 600 s")

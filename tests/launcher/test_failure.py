@@ -3,7 +3,6 @@
 import re
 
 import httpx2 as httpx
-import psutil
 import pytest
 
 from tests.running import assert_ended, launched, stream
@@ -24,7 +23,7 @@ def test_every_process_ends_by_itself_when_the_launcher_is_killed(runtime):
 def test_an_engine_that_is_killed_fails_its_requests_at_once_and_ends_the_deployment(runtime):
     with launched("model=tiny", runtime_directory=runtime) as launcher:
         url = launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         engine = launcher.children()["engine-0"]
         with httpx.Client(base_url=url, timeout=30) as client:
             with stream(client, 1900, model="tiny", ignore_eos=True) as response:
@@ -69,7 +68,7 @@ def test_a_coordinator_that_is_killed_and_not_to_be_restarted_ends_the_deploymen
     never = ("drain_s=60", "restart.limit=0")
     with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         launcher.children()["coordinator"].kill()
         assert launcher.end(20) == 1
         assert_ended(family)
@@ -80,7 +79,7 @@ def test_a_front_end_that_is_killed_and_not_to_be_restarted_ends_the_deployment(
     never = ("drain_s=60", "restart.limit=0")
     with launched("model=dummy", *never, runtime_directory=runtime) as launcher:
         launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         launcher.children()["frontend-0"].kill()
         assert launcher.end(20) == 1
         assert_ended(family)

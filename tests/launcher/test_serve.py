@@ -1,6 +1,7 @@
 """`python -m launcher` as a user meets it: what a deployment of real processes answers."""
 
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from tests.running import complete, random_model, serving, stream, until_plan
 
 pytestmark = pytest.mark.timeout(120)
+
+METRICS_S = 30
 
 
 def test_it_serves_two_ranks_and_leaves_nothing_behind(runtime):
@@ -25,6 +28,20 @@ def test_it_serves_two_ranks_and_leaves_nothing_behind(runtime):
         assert {p["name"]: p["pid"] for p in answer["actual"]} == {
             name: child.pid for name, child in launcher.children().items()
         }
+
+
+def test_it_says_what_the_start_took(runtime):
+    with serving("model=tiny", "dp=2", runtime_directory=runtime) as (launcher, client):
+        launcher.wait_for(r"engine-\d was last: starting \d")
+        wanted = {'frontend="frontend-0",', 'rank="0",', 'rank="1",', ""}
+        deadline = time.monotonic() + METRICS_S
+        while time.monotonic() < deadline:  # each process reports at its own pace
+            page = client.get("/metrics").text
+            found = re.findall(r'startup_phase_seconds{[^,]+,(.*)phase="starting",} (\S+)', page)
+            if {process for process, _ in found} == wanted:
+                break
+        assert {process for process, _ in found} == wanted
+        assert all(float(seconds) > 0 for _, seconds in found)
 
 
 def test_the_openai_client_talks_to_a_model_that_computes(runtime):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 
-import psutil
 import pytest
 
 from engine.checkpoints.sources import model_directory
@@ -83,19 +82,24 @@ def test_a_start_that_waits_for_the_c_compiler_says_so(runtime, tmp_path, monkey
         launcher.ready()
 
 
-def test_a_signal_while_starting_ends_everything(runtime):
+@pytest.mark.parametrize("phase", ["coordinator +ready", "frontend-0 +importing"])
+def test_a_signal_while_starting_ends_everything(runtime, phase):
     with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
-        launcher.wait_for("engine-1 +importing")
-        family = psutil.Process(launcher.process.pid).children()
+        launcher.wait_for(phase)
+        family = launcher.family()
         launcher.signal(signal.SIGINT)
         assert launcher.end(10) == 130
         assert_nothing_left(launcher, family)
 
 
 def test_a_process_that_ends_while_starting_ends_the_start_and_its_log_is_kept(runtime):
-    with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
-        launcher.wait_for("engine-1 +importing")
-        family = psutil.Process(launcher.process.pid).children()
+    with launched(
+        *("model=tiny", "dp=2", "health.stop_s=1"), runtime_directory=runtime
+    ) as launcher:
+        launcher.wait_for("frontend-0 +importing")
+        launcher.children()["frontend-0"].suspend()  # without it the deployment is never ready
+        launcher.wait_for("engine-1 +ready")
+        family = launcher.family()
         launcher.children()["engine-1"].kill()
         assert launcher.end() == 1
         assert_ended(family)
@@ -106,7 +110,7 @@ def test_a_process_that_ends_while_starting_ends_the_start_and_its_log_is_kept(r
 def test_a_process_that_fails_while_starting_is_shown_with_its_last_lines(runtime, tmp_path):
     path = shutil.copytree(model_directory(ModelOptions(kind=ModelKind.tiny)), tmp_path / "model")
     with launched("model=path", f"model.path={path}", runtime_directory=runtime) as launcher:
-        launcher.wait_for("engine-0 +importing")
+        launcher.wait_for("coordinator +ready")
         (path / "model.safetensors").unlink()  # after the launcher has looked, before the engine
         assert launcher.end() == 1
     assert re.search(r"-0 ended: exit code 1\n    .+", launcher.output)

@@ -38,7 +38,7 @@ def in_flight(launcher: Launcher) -> Iterator[tuple[psutil.Process, Iterator[str
 def test_what_is_in_flight_finishes_and_whoever_stops_as_well_waits_with_it(runtime):
     with launched("model=tiny", "drain_s=100", runtime_directory=runtime) as launcher:
         with in_flight(launcher) as (engine, events):
-            family = psutil.Process(launcher.process.pid).children()
+            family = launcher.family()
             with (
                 stopping(launcher, runtime=runtime) as first,
                 stopping(launcher, runtime=runtime) as second,
@@ -60,7 +60,7 @@ def test_what_is_in_flight_finishes_and_whoever_stops_as_well_waits_with_it(runt
 def test_force_ends_at_once_what_drains(runtime):
     with launched("model=tiny", "drain_s=100", runtime_directory=runtime) as launcher:
         with in_flight(launcher), stopping(launcher, runtime=runtime) as waiting:
-            family = psutil.Process(launcher.process.pid).children()
+            family = launcher.family()
             waiting.wait_for("draining: 1 request in flight")
             overrides = ("action=stop", "stop.force=true", f"name={launcher.name}")
             forced = ask(*overrides, runtime_directory=runtime)
@@ -105,7 +105,7 @@ def test_what_starts_is_ended(runtime):
     with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
         launcher.wait_for("engine-1 +importing")
         launcher.children()["engine-1"].suspend()  # it is not ready before it is stopped
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         stop = ask("action=stop", f"name={launcher.name}", runtime_directory=runtime)
         assert stop.returncode == 0, stop.stderr
         assert "while it starts\n" in stop.stderr

@@ -381,7 +381,7 @@ def test_more_deaths_than_the_limit_end_the_deployment(runtime):
     limits = ("restart.limit=1", "drain_s=5")
     with launched(*DUMMY, *limits, runtime_directory=runtime) as launcher:
         url = launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         launcher.children()["coordinator"].kill()
         launcher.wait_for(r"coordinator +ready \(start 2\)")
         until(lambda: len(states(url)) == 4)
@@ -396,7 +396,7 @@ def test_more_deaths_than_the_limit_end_the_deployment(runtime):
 def test_a_coordinator_that_dies_while_the_deployment_drains_drains_on(runtime):
     with launched("model=dummy", "drain_s=60", runtime_directory=runtime) as launcher:
         url = launcher.ready()
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         body = {"model": "dummy", "prompt": "hi", "max_tokens": 50, "ignore_eos": True}
         engine = launcher.children()["engine-0"]
         with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:

@@ -44,7 +44,7 @@ def cluster_process(launcher: Launcher, program: str, said: str = "") -> psutil.
 def supervisor_of(launcher: Launcher) -> psutil.Process:
     [found] = [
         process
-        for process in psutil.Process(launcher.process.pid).children()
+        for process in launcher.family()
         if "launcher.executors.ray.emulated" in process.cmdline()
     ]
     return found

@@ -33,7 +33,7 @@ def test_an_actor_whose_process_ends_fails_its_requests_and_ends_the_deployment(
     model = ("model=dummy", "model.step_s=0.05", f"backend.address={shared.address}")
     with launched(*SPLIT, *model, runtime_directory=runtime) as launcher:
         client = client_of(launcher.ready())
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         engine = process_of(client, "engine-1")
         pinned = {"X-Data-Parallel-Rank": "1"}
         body = {"model": "dummy", "prompt": "hi", "max_tokens": 1900, "stream": True}
@@ -67,7 +67,7 @@ def test_an_actor_that_is_killed_while_it_starts_ends_the_start(shared, onlooker
     where = ("model=tiny", f"backend.address={shared.address}")
     with launched(*SPLIT, *where, runtime_directory=runtime) as launcher:
         launcher.wait_for("engine-1 +importing")
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         psutil.Process(onlooker.actors()["engine-1"][1]).kill()
         assert launcher.end() == 1
         assert_ended(family)
@@ -79,7 +79,7 @@ def test_a_launcher_that_is_killed_leaves_nothing(shared, runtime, client_of):
     where = ("model=dummy", f"backend.address={shared.address}")
     with launched(*SPLIT, *where, runtime_directory=runtime) as launcher:
         client = client_of(launcher.ready())
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         family += [psutil.Process(m["pid"]) for m in members_of(client, "engine").values()]
         launcher.process.kill()
         launcher.process.wait()
@@ -93,7 +93,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(shared, runtime, moment):
     where = ("model=tiny", f"backend.address={shared.address}")
     with launched(*SPLIT, *where, runtime_directory=runtime) as launcher:
         launcher.wait_for(moment)
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         launcher.signal(signal.SIGINT)
         assert launcher.end() == 130, launcher.output
         assert_nothing_left(launcher, family)

@@ -79,7 +79,7 @@ def test_it_serves_on_a_node_that_joins_and_ends_when_that_dies(empty, late, run
         engines = members_of(client, "engine").values()
         assert [member["node"] for member in engines] == [late, late]
         assert complete(client).status_code == 200
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         family += [psutil.Process(member["pid"]) for member in engines]
         [raylet] = empty.raylets(late)
         raylet.kill()
@@ -97,7 +97,7 @@ def test_a_node_that_dies_while_ranks_start_on_it_ends_the_start(empty, late, ru
     overrides = ("topology=remote_only", "dp=2", "model=tiny", where)
     with launched(*overrides, runtime_directory=runtime) as launcher:
         launcher.wait_for("engine-. +importing")
-        family = psutil.Process(launcher.process.pid).children()
+        family = launcher.family()
         [raylet] = empty.raylets(late)
         raylet.kill()
         assert launcher.end() == 1
