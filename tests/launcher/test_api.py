@@ -94,7 +94,7 @@ def test_a_name_in_use_is_refused_and_the_other_goes_on():
 
 def test_a_dead_rank_ends_it_and_is_told_to_who_waits_and_who_stops():
     deployment = launcher.serve(["model=dummy", "frontend.port=0", "name=one", "drain_s=1"])
-    children = psutil.Process().children()
+    children = psutil.Process().children(recursive=True)
     next(child for child in children if "one engine-0" in " ".join(child.cmdline())).kill()
     with pytest.raises(DeploymentFailed, match="engine-0 ended: killed by SIGKILL"):
         deployment.wait(DEADLINE_S)

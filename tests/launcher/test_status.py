@@ -1,5 +1,6 @@
 """`action=status`: plan beside what is there, from the launcher itself."""
 
+import re
 import signal
 import time
 from typing import Any
@@ -188,14 +189,14 @@ def test_it_tells_of_a_deployment_from_its_start_on(runtime, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
         question = ("action=status", f"name={launcher.name}")
-        launcher.wait_for("engine-0 +importing")
-        engine = launcher.children()["engine-0"]
-        engine.suspend()
+        launcher.wait_for("frontend-0 +importing")
+        front_end = launcher.children()["frontend-0"]
+        front_end.suspend()
         starting = ask(*question, runtime_directory=runtime)
         assert starting.returncode == 1, starting.stderr
         assert f"{launcher.name}: starting at http://" in starting.stdout
-        assert "engine-0      0      head   starting: " in starting.stdout
-        engine.resume()
+        assert re.search("frontend-0 .* head +starting: importing", starting.stdout)
+        front_end.resume()
         url = launcher.ready()
 
         ready = ask(*question, "status.format=json", "dp=2", runtime_directory=runtime)

@@ -103,8 +103,8 @@ def test_a_process_that_dies_meanwhile_is_a_failure(runtime):
 
 def test_what_starts_is_ended(runtime):
     with launched("model=tiny", "dp=2", runtime_directory=runtime) as launcher:
-        launcher.wait_for("engine-1 +importing")
-        launcher.children()["engine-1"].suspend()  # it is not ready before it is stopped
+        launcher.wait_for("frontend-0 +importing")
+        launcher.children()["frontend-0"].suspend()  # it is not ready before it is stopped
         family = launcher.family()
         stop = ask("action=stop", f"name={launcher.name}", runtime_directory=runtime)
         assert stop.returncode == 0, stop.stderr
