@@ -4,11 +4,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.wording import counted
 from launcher.sweep.metrics import METRICS, Metric
 from launcher.sweep.variants import Point
 
 _NOT_SERVED = ("action", "bench", "compare", "hydra", "smoke")
 """Keys and sections that serving does not read."""
+
+
+SLO_HINT = "bench.slo.ttft_ms=MS and bench.slo.tpot_ms=MS set one: then most goodput is best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +23,36 @@ class Best:
     has_slo: bool
     meets_slo: bool
     """At least one request was within it; True without an SLO."""
+    num_rivals: int | None
+    """Other variants whose repetitions overlap with its own; None: it was measured once."""
 
     @property
     def why(self) -> str:
-        """`highest goodput under the SLO: 12.5 req/s, 98 % of the requests within it`."""
+        """`highest goodput under the SLO: 12.50 req/s, 98% of the requests`."""
         value = self.point.median(self.metric) or 0.0
         if not self.has_slo:
-            return f"highest output: {value:.1f} tok/s (no SLO is set)"
+            return f"highest output: {value:.1f} tok/s; no SLO is set"
         if not self.meets_slo:
             return f"no request was within the SLO; highest output: {value:.1f} tok/s"
         requests = self.point.median(METRICS["req_s"]) or value
         within = min(1.0, value / requests)
         return f"highest goodput under the SLO: {value:.2f} req/s, {within:.0%} of the requests"
+
+    @property
+    def certainty(self) -> str:
+        """Whether measuring again could choose another one."""
+        match self.num_rivals:
+            case None:
+                return "measured once: the spread is not known, bench.repeat=3 shows it"
+            case 0:
+                return "ahead of all other variants by more than the spread of the repetitions"
+            case number:
+                others = counted(number, "other variant")
+                return f"the repetitions of {others} overlap with its own: they may be as good"
+
+    @property
+    def hints(self) -> list[str]:
+        return [self.certainty, *([] if self.has_slo else [SLO_HINT])]
 
     @property
     def command(self) -> str | None:
@@ -55,7 +77,19 @@ def best_point(points: Sequence[Point]) -> Best | None:
     if not of:
         return None
     point, _, _ = max(of, key=lambda each: each[1:])
-    return Best(point, metric, has_slo, meets_slo)
+    return Best(point, metric, has_slo, meets_slo, _num_rivals(point, metric, points))
+
+
+def _num_rivals(best: Point, metric: Metric, points: Sequence[Point]) -> int | None:
+    spread = best.spread(metric)
+    if spread is None or spread.num == 1:
+        return None
+    rivals = {
+        point.variant.number
+        for point in points
+        if (other := point.spread(metric)) is not None and other.high >= spread.low
+    }
+    return len(rivals - {best.variant.number})
 
 
 def serving_command(overrides: Sequence[str]) -> str | None:

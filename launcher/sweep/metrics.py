@@ -6,13 +6,13 @@ from enum import Enum
 
 from launcher.bench.results import StageResult, Summary
 
-_TIMES = {
+TIMES = {
     "ttft_ms": "TTFT",
     "tpot_ms": "TPOT",
     "itl_ms": "inter-token",
     "e2e_ms": "end to end",
 }
-_STATISTICS = ("mean", "p50", "p90", "p99", "max")
+STATISTICS = ("mean", "p50", "p90", "p99", "max")
 _MIB = 2**20
 
 
@@ -51,7 +51,7 @@ def _time(key: str, statistic: str) -> Metric:
         summary: Summary | None = getattr(stage, key)
         return None if summary is None else getattr(summary, statistic)
 
-    return Metric(f"{key}.{statistic}", f"{_TIMES[key]} {statistic}", "ms", Better.lower, of)
+    return Metric(f"{key}.{statistic}", f"{TIMES[key]} {statistic}", "ms", Better.lower, of)
 
 
 def _memory(stage: StageResult) -> float | None:
@@ -69,7 +69,7 @@ METRICS = {
         _plain("total_tok_s", "prompt and output", "tok/s", Better.higher),
         _plain("req_s", "requests", "req/s", Better.higher),
         _plain("goodput_req_s", "goodput", "req/s", Better.higher),
-        *(_time(key, statistic) for key in _TIMES for statistic in _STATISTICS),
+        *(_time(key, statistic) for key in TIMES for statistic in STATISTICS),
         _plain("prefix_hit_rate", "prefix hit rate", "", Better.higher),
         _plain("rank_skew", "rank skew", "", Better.lower),
         Metric("pss_mib", "PSS of all processes", "MiB", Better.lower, _memory),

@@ -75,7 +75,7 @@ class Variant:
         """Of each stage, in order."""
         stages: dict[str, list[StageResult]] = {}
         for results in self.results:
-            for name, stage in _named(results.stages):
+            for name, stage in named_stages(results.stages):
                 stages.setdefault(name, []).append(stage)
         for name, measured in stages.items():
             yield Point(self, name, tuple(measured))
@@ -92,7 +92,7 @@ def variants_of(rows: Sequence[Row]) -> list[Variant]:
     ]
 
 
-def _named(stages: Sequence[StageResult]) -> Iterator[tuple[str, StageResult]]:
+def named_stages(stages: Sequence[StageResult]) -> Iterator[tuple[str, StageResult]]:
     """Stages by names that differ: of equal ones the second is called `concurrency 4 (2)`."""
     seen: Counter[str] = Counter()
     for stage in stages:
