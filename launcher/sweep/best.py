@@ -12,7 +12,7 @@ _NOT_SERVED = ("action", "bench", "compare", "hydra", "smoke")
 """Keys and sections that serving does not read."""
 
 
-SLO_HINT = "bench.slo.ttft_ms=MS and bench.slo.tpot_ms=MS set one: then most goodput is best"
+SLO_HINT = "to set an SLO: bench.slo.ttft_ms=MS bench.slo.tpot_ms=MS; then most goodput is best"
 
 
 @dataclass(frozen=True, slots=True)

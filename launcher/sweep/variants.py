@@ -71,6 +71,11 @@ class Variant:
         """`dp=2 frontend.count=1`; empty: nothing was swept."""
         return " ".join(f"{key}={value}" for key, value in self.swept.items())
 
+    @property
+    def title(self) -> str:
+        """`2: dp=2 frontend.count=1`."""
+        return f"{self.number}: {self.name}" if self.swept else f"variant {self.number}"
+
     def points(self) -> Iterator[Point]:
         """Of each stage, in order."""
         stages: dict[str, list[StageResult]] = {}

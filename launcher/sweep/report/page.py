@@ -27,12 +27,12 @@ _THROUGHPUT = (
     ("ttft_ms.p99", "TTFT p99", "ms"),
     ("tpot_ms.p50", "TPOT p50", "ms"),
     ("tpot_ms.p99", "TPOT p99", "ms"),
-    ("e2e_ms.p50", "end to end p50", "ms"),
+    ("e2e_ms.p50", "e2e p50", "ms"),
 )
 _OTHERS = (
-    ("itl_ms.p50", "inter-token p50", "ms"),
-    ("itl_ms.p99", "inter-token p99", "ms"),
-    ("e2e_ms.p99", "end to end p99", "ms"),
+    ("itl_ms.p50", "ITL p50", "ms"),
+    ("itl_ms.p99", "ITL p99", "ms"),
+    ("e2e_ms.p99", "e2e p99", "ms"),
     ("prefix_hit_rate", "prefix hits", ""),
     ("rank_skew", "rank skew", ""),
     ("pss_mib", "PSS", "MiB"),
@@ -188,7 +188,7 @@ def _cell(point: Point, key: str) -> Cell:
         return Cell("", "")
     several = spread.num > 1
     return Cell(
-        shown(spread.median), f"{shown(spread.low)} to {shown(spread.high)}" if several else ""
+        shown(spread.median), f"{shown(spread.low)}–{shown(spread.high)}" if several else ""
     )
 
 

@@ -129,9 +129,7 @@ def draw_ranks(axes: Axes, point: Point) -> None:
         axes.bar(xs, heights, 0.38, color=COLOURS[place], label=kind)
         for x, values in zip(xs, of, strict=True):
             _draw_range(axes, x, Spread.over(values), INK)
-    axes.set_title(
-        shortened(f"{point.variant.number}: {point.variant.name}", _MAX_TITLE), fontsize=8.5
-    )
+    axes.set_title(shortened(point.variant.title, _MAX_TITLE), fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))

@@ -22,7 +22,7 @@ from launcher.sweep.report.panels import (
 )
 from launcher.sweep.report.series import Axis, Grid, Series
 from launcher.sweep.report.style import BEST, COLOURS, INK, MARKERS, PAPER
-from launcher.sweep.variants import Point, Variant
+from launcher.sweep.variants import Point
 
 LATENCIES = ("ttft_ms.p50", "tpot_ms.p50", "e2e_ms.p50")
 """That throughput is drawn against."""
@@ -79,7 +79,7 @@ def _frontier(points: Sequence[Point], best: Best | None) -> Plot:
     costs = [METRICS[key] for key in LATENCIES]
     costs = [cost for cost in costs if any(point.median(cost) is not None for point in points)]
     variants = list({point.variant.number: point.variant for point in points}.values())
-    names = [_legend_name(variant) for variant in variants]
+    names = [shortened(variant.title, _MAX_NAME) for variant in variants]
     are_many = len(variants) > MAX_SERIES
     lines = (
         [Line2D([], [], linestyle="", marker=".", color=COLOURS[0], label="variant and stage")]
@@ -237,8 +237,3 @@ def _add_legend(figure: Figure, lines: Sequence[Line2D]) -> None:
     if lines:
         columns = _num_legend_columns(lines)
         figure.legend(handles=list(lines), loc="outside lower left", ncols=columns)
-
-
-def _legend_name(variant: Variant) -> str:
-    name = variant.name
-    return shortened(f"{variant.number}: {name}", _MAX_NAME) if name else str(variant.number)
