@@ -9,6 +9,8 @@ from launcher.compare.table import comparison_lines, comparison_table
 from launcher.errors import Refused
 from launcher.show import rendered, show
 
+METRICS = ("output_tok_s", "ttft_ms.p50", "tpot_ms.p50", "e2e_ms.p50")
+"""Those that are compared where none are named."""
 WORSE = 3
 """Exit code: the second is worse."""
 
@@ -28,9 +30,9 @@ def compare(options: CompareOptions) -> int:
         raise Refused(
             f"compare.runs must be of one kind: {sweep.path} is a sweep, {other.path} the results"
             " of one benchmark",
-            "'compare.runs=[A,B]' with two sweeps; the directories in a sweep hold its results",
+            "compare.runs=[A,B] with two sweeps; the directories in a sweep hold its results",
         )
-    comparison = compare_runs(first, second, options.metrics, options.tolerance)
+    comparison = compare_runs(first, second, options.metrics or METRICS, options.tolerance)
     if not comparison.differences and not comparison.no_longer_valid:
         why = "; ".join(comparison.notes)
         raise Refused(

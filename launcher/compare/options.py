@@ -5,8 +5,6 @@ from enum import Enum
 
 from engine.config import option
 
-_METRICS = ("output_tok_s", "ttft_ms.p50", "tpot_ms.p50", "e2e_ms.p50")
-
 
 class CompareFormat(Enum):
     table = "table"
@@ -21,8 +19,9 @@ class CompareOptions:
     whether the second is worse than the first."""
     tolerance: float = option(0.05, ge=0)
     """Part of a figure by which the second may be worse; 0.05: five percent."""
-    metrics: list[str] = field(default_factory=lambda: list(_METRICS))
-    """Figures that are compared: output_tok_s, total_tok_s, req_s, goodput_req_s, prefix_hit_rate,
+    metrics: list[str] = field(default_factory=list)
+    """Figures that are compared; none: output_tok_s, ttft_ms.p50, tpot_ms.p50, e2e_ms.p50. There
+    are output_tok_s, total_tok_s, req_s, goodput_req_s, prefix_hit_rate,
     rank_skew, pss_mib, cpus, and ttft_ms, tpot_ms, itl_ms and e2e_ms with .mean, .p50, .p90, .p99
     or .max."""
     format: CompareFormat = CompareFormat.table

@@ -14,7 +14,7 @@ from launcher.sweep import rows as sweeps
 from launcher.sweep.rows import SWEEP_NAME, SWEEP_VERSION, Outcome, Row, Sweep
 from launcher.sweep.variants import Variant, variants_of
 
-_HINT = "'compare.runs=[A,B]' with the directories of two results, or of two sweeps"
+_HINT = "compare.runs=[A,B] with the directories of two results, or of two sweeps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ def read_run(text: str) -> Run:
     Raises:
         Refused: There is none, it is of another form, or nothing in it is valid.
     """
-    path = _file(Path(text).expanduser())
+    path = Path(text).expanduser()
     try:
+        path = _file(path)
         data = path.read_bytes()
         run = _run(path, data, msgspec.json.decode(data))
     except OSError as problem:
