@@ -25,19 +25,21 @@ def write_report(sweep: Sweep, directory: Path) -> list[str]:
     variants = variants_of(sweep.rows)
     points = [point for variant in variants for point in variant.points()]
     best = best_point(points)
-    _write(directory / CSV_NAME, as_csv(variants).encode())
+    _write(directory / CSV_NAME, as_csv(variants))
     plots = []
     with style():
         for plot in plots_of(points, best):
             _write(directory / f"{plot.name}.png", as_png(plot.figure))
             plots.append((plot, data_url(as_svg(plot.figure))))
     page = directory / PAGE_NAME
-    _write(page, as_page(sweep, variants, best, plots).encode())
+    _write(page, as_page(sweep, variants, best, plots))
     return terminal_lines(variants, best, page)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     """All or nothing: who reads it while a sweep goes on sees the last whole one."""
     partial = path.with_name(f"{path.name}.partial")
+    if isinstance(content, str):
+        content = content.encode(errors="replace")  # names of files can hold bytes that are no text
     partial.write_bytes(content)
     partial.replace(path)

@@ -11,6 +11,7 @@ from launcher.sweep.metrics import METRICS, Metric
 from launcher.sweep.pareto import pareto_front
 from launcher.sweep.report.series import Axis, Series
 from launcher.sweep.report.style import BEST, COLOURS, FAINT, INK, MARKERS, PAPER
+from launcher.sweep.report.tables import printable
 from launcher.sweep.variants import Point, Spread
 
 MAX_SERIES = len(COLOURS)
@@ -86,9 +87,7 @@ def draw_along(axes: Axes, axis: Axis, lines: Sequence[Series], metric: Metric) 
 
 def draw_ticks(axes: Axes, axis: Axis, width_points: float) -> None:
     """The values that have room."""
-    names = [
-        name if len(name) <= _MAX_TICK else name[: _MAX_TICK - 1] + "…" for name in axis.values
-    ]
+    names = [shortened(name, _MAX_TICK) for name in axis.values]
     widest = max(map(len, names)) * _CHARACTER_POINTS + 4
     is_turned = axis.numbers is None and widest * len(names) > width_points
     needed = 12.0 if is_turned else widest
@@ -111,13 +110,10 @@ def draw_ticks(axes: Axes, axis: Axis, width_points: float) -> None:
 def draw_ranks(axes: Axes, point: Point) -> None:
     """Tokens of each rank, prompt beside output: medians, and the range of repetitions."""
     ranks = sorted({each.rank for stage in point.measured for each in stage.ranks})
-    for name, kind, place in (
-        ("num_prompt_tokens", "prompt", 0),
-        ("num_output_tokens", "output", 1),
-    ):
+    for place, kind in enumerate(("prompt", "output")):
         of = [
             [
-                getattr(each, name)
+                getattr(each, f"num_{kind}_tokens")
                 for stage in point.measured
                 for each in stage.ranks
                 if each.rank == rank
@@ -191,4 +187,5 @@ def _columns(
 
 
 def shortened(text: str, most: int) -> str:
+    text = printable(text)
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -92,7 +92,14 @@ def outcome_of(variant: Variant) -> str:
 
 def why_not(variant: Variant) -> str:
     """What the first of its jobs that are not valid has said."""
-    return next((row.said for row in variant.rows if row.outcome is not Outcome.valid), "")
+    return next(
+        (printable(row.said) for row in variant.rows if row.outcome is not Outcome.valid), ""
+    )
+
+
+def printable(text: str) -> str:
+    """Without what would control a terminal, or is no text."""
+    return "".join(each if each.isprintable() else "�" for each in text)
 
 
 def at_best_stage(variant: Variant, metric: Metric) -> Point | None:

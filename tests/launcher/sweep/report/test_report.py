@@ -1,5 +1,6 @@
 """A report as files: tables, plots, and a page for every outcome."""
 
+import base64
 import csv
 import io
 import re
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -73,18 +76,30 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
-def test_a_sweep_becomes_tables_plots_and_a_page(tmp_path: Path):
-    rows = grid(KEYS, num_repetitions=2, has_slo=True)
-    lines = write_report(sweep(rows, slo={"ttft_ms": 500.0, "tpot_ms": 50.0}), tmp_path)
+class Report(NamedTuple):
+    directory: Path
+    lines: list[str]
 
-    assert len(read_csv(tmp_path)) == len(rows)
-    names = {path.stem for path in tmp_path.glob("*.png")}
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of four variants, measured twice in two stages, and of jobs that ended in every other way."""
+    directory = tmp_path_factory.mktemp("sweep")
+    rows = [*grid(KEYS, concurrencies=(1, 4), num_repetitions=2, has_slo=True), *bad_rows()]
+    whole = sweep(rows, slo={"ttft_ms": 500.0, "tpot_ms": 50.0})
+    return Report(directory, write_report(whole, directory))
+
+
+def test_a_sweep_becomes_tables_plots_and_a_page(report: Report):
+    directory, lines = report
+    assert len(read_csv(directory)) == 4 * 2 + len(SAID)
+    names = {path.stem for path in directory.glob("*.png")}
     assert names == {
         *("throughput-latency", "rank-tokens"),
         *(f"by-{key}-{kind}" for key in (*KEYS, "concurrency") for kind in ("rates", "times")),
     }
-    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("*.png"))
-    page = Page(tmp_path)
+    assert all(path.read_bytes().startswith(PNG) for path in directory.glob("*.png"))
+    page = Page(directory)
     assert len(page.images) == len(names)
     assert "python -m launcher model=tiny dp=2 frontend.count=2" in page.text
     assert "TTFT at most 500 ms, TPOT at most 50 ms" in page.text
@@ -95,13 +110,12 @@ def test_a_sweep_becomes_tables_plots_and_a_page(tmp_path: Path):
     assert [line for line in lines if line.startswith("serve it: ")] == [
         "serve it: python -m launcher model=tiny dp=2 frontend.count=2"
     ]
-    assert lines[-1] == f"report: {tmp_path / 'report.html'}"
-    assert not list(tmp_path.glob("*.partial"))
+    assert lines[-1] == f"report: {directory / 'report.html'}"
+    assert not list(directory.glob("*.partial"))
 
 
-def test_a_page_needs_nothing_else_and_can_be_read_aloud(tmp_path: Path):
-    write_report(sweep([*grid(KEYS), *bad_rows()]), tmp_path)
-    page = Page(tmp_path)
+def test_a_page_needs_nothing_else_and_can_be_read_aloud(report: Report):
+    page = Page(report.directory)
     assert "default-src 'none'" in page.source
     assert all(
         (image["src"] or "").startswith("data:image/svg+xml;base64,") for image in page.images
@@ -115,11 +129,10 @@ def test_a_page_needs_nothing_else_and_can_be_read_aloud(tmp_path: Path):
     assert not re.search(r"url\(|@import|https?://", page.source)
 
 
-def test_the_terminal_has_a_line_for_each_variant(tmp_path: Path):
-    lines = write_report(sweep([*grid(KEYS, num_repetitions=3), *bad_rows()]), tmp_path)
-    table = [line for line in lines if re.match(r" ?\d+ ", line)]
+def test_the_terminal_has_a_line_for_each_variant(report: Report):
+    table = [line for line in report.lines if re.match(r" ?\d+ ", line)]
     assert [line.split()[0] for line in table] == [str(number) for number in range(1, 10)]
-    assert "3 valid" in table[0]
+    assert "2 valid" in table[0]
     assert "±" in table[0]
     assert table[3].endswith("best")
     for line, (outcome, said) in zip(table[4:], SAID.items(), strict=True):
@@ -127,14 +140,13 @@ def test_the_terminal_has_a_line_for_each_variant(tmp_path: Path):
         assert line.endswith(said)
 
 
-def test_what_is_not_valid_is_shown_with_why(tmp_path: Path):
-    write_report(sweep([*grid(KEYS), *bad_rows()]), tmp_path)
-    page = Page(tmp_path)
+def test_what_is_not_valid_is_shown_with_why(report: Report):
+    page = Page(report.directory)
     for outcome, said in SAID.items():
         assert outcome.value.replace("_", " ") in page.text
         assert page.text.count(said) >= 2  # beside its variant, and beside its log
     assert "<script>" not in page.source
-    by_outcome = {each["outcome"]: each for each in read_csv(tmp_path)}
+    by_outcome = {each["outcome"]: each for each in read_csv(report.directory)}
     assert by_outcome["crashed"]["said"] == SAID[Outcome.crashed]
     assert by_outcome["not_run"]["exit_code"] == ""
 
@@ -178,6 +190,20 @@ def test_a_server_that_tells_little_is_no_problem(tmp_path: Path):
     assert not (tmp_path / "rank-tokens.png").exists()
 
 
+def test_what_is_no_text_harms_neither_terminal_nor_files(tmp_path: Path):
+    said = "\x1b[31mred\x1b[0m \udcff"
+    rows = [
+        row({"model.path": value}, [stage(4)]) for value in ("a\x00--b", "$\\frac{", "\udcff <&>")
+    ]
+    crashed = row({"model.path": "c"}, outcome=Outcome.crashed, said=said)
+    lines = write_report(sweep([*rows, crashed]), tmp_path)
+    assert not any("\x1b" in line for line in lines)
+    for image in Page(tmp_path).images:
+        _, _, encoded = (image["src"] or "").partition("base64,")
+        ElementTree.fromstring(base64.b64decode(encoded))
+    assert len(read_csv(tmp_path)) == 4
+
+
 def test_stages_have_columns_of_their_own(tmp_path: Path):
     write_report(sweep(grid({"dp": ["1", "2"]}, concurrencies=(1, 4))), tmp_path)
     first = read_csv(tmp_path)[0]
@@ -193,6 +219,7 @@ def test_single_stages_share_columns(tmp_path: Path):
     assert all(float(each["ttft_ms.p50"]) > 0 for each in read_csv(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_hundreds_of_rows_of_many_keys_stay_a_page_that_opens(tmp_path: Path):
     values = {
