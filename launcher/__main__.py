@@ -201,6 +201,11 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
 
                 warn(not_read(config.action, overrides))
                 return stop(config.name, config.stop.force)
+            case Action.compare:
+                from launcher.actions.compare import compare
+
+                warn(not_read(config.action, overrides))
+                return compare(config.compare)
             case Action.bench if config.bench.url is not None:
                 from launcher.actions.bench import Asked, bench_url
 

@@ -23,6 +23,7 @@ from engine.config import (
     option,
 )
 from launcher.bench.options import BenchOptions
+from launcher.compare.options import CompareOptions
 
 
 class Action(Enum):
@@ -32,6 +33,7 @@ class Action(Enum):
     plan = "plan"
     smoke = "smoke"
     bench = "bench"
+    compare = "compare"
     status = "status"
     stop = "stop"
 
@@ -222,7 +224,8 @@ class LaunchConfig:
 
     action: Action = Action.serve
     """serve, plan (show what would run where), smoke (start, check everything, end), bench
-    (start, measure under load, end); of the running deployment `name`: status, stop."""
+    (start, measure under load, end), compare (two of its results, or two sweeps); of the running
+    deployment `name`: status, stop."""
     name: str = "flotilla"
     """Of the deployment: lower-case letters, digits and hyphens, at most 40."""
     dp: int = option(1, ge=1, le=4096)
@@ -252,6 +255,7 @@ class LaunchConfig:
     stop: StopOptions = field(default_factory=StopOptions)
     smoke: SmokeOptions = field(default_factory=SmokeOptions)
     bench: BenchOptions = field(default_factory=BenchOptions)
+    compare: CompareOptions = field(default_factory=CompareOptions)
 
 
 GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]] = {

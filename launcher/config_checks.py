@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.config import ModelKind
 from launcher.bench.checks import broken_bench_rules
+from launcher.compare.checks import broken_compare_rules
 from launcher.config import (
     Action,
     AutoClusterOptions,
@@ -51,9 +52,10 @@ READ = {
     Action.status: ("action", "name", "ci", "status"),
     Action.stop: ("action", "name", "ci", "stop"),
     Action.bench: ("action", "name", "ci", "bench"),
+    Action.compare: ("action", "ci", "compare"),
 }
-"""Keys and sections that the actions on something that runs read (bench: on `bench.url`); `ci` can
-bring a name."""
+"""Keys and sections that the actions without a plan read (bench: on `bench.url`); `ci` can bring a
+name."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -62,16 +64,18 @@ def check(config: LaunchConfig) -> None:
     Raises:
         Refused: All that is wrong, with overrides that mend it.
     """
-    rules = _names if is_of_a_running_one(config) else _broken_rules
+    rules = _names if needs_no_plan(config) else _broken_rules
     problems = [*_out_of_range(config, ""), *rules(config)]
     if config.action is Action.bench:
         problems += broken_bench_rules(config.bench)
+    if config.action is Action.compare:
+        problems += broken_compare_rules(config.compare)
     if problems:
         raise refusal(problems)
 
 
-def is_of_a_running_one(config: LaunchConfig) -> bool:
-    """Whether the action is on something that runs already: no plan is made."""
+def needs_no_plan(config: LaunchConfig) -> bool:
+    """Whether the action is on something that runs already, or that was measured."""
     if config.action is Action.bench:
         return config.bench.url is not None
     return config.action in READ
@@ -96,11 +100,15 @@ def without_effect(config: LaunchConfig) -> list[str]:
     if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
         lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
     lines += _bench_without_effect(config)
+    if config.compare.runs:
+        lines.append(
+            f"compare.runs=[{','.join(config.compare.runs)}] has no effect without action=compare"
+        )
     return lines
 
 
 def not_read(action: Action, overrides: Sequence[str]) -> list[str]:
-    """A line for each override that an action on something that runs already does not read."""
+    """A line for each override that an action without a plan does not read."""
     keys = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
     lines = [text for text, key in keys.items() if key not in (*READ[action], "hydra")]
     of = "bench.url" if action is Action.bench else f"action={action.name}"

@@ -313,10 +313,11 @@ def test_what_asks_a_running_deployment_needs_no_config_that_could_run(action: A
 
 
 def test_options_that_nobody_reads_of_a_running_deployment_are_named():
-    config = composed("status.format=json", "stop.force=true")
+    config = composed("status.format=json", "stop.force=true", "compare.runs=[a,b]")
     assert without_effect(config) == [
         "status.format=json has no effect without action=status",
         "stop.force=true has no effect without action=stop",
+        "compare.runs=[a,b] has no effect without action=compare",
     ]
     typed = ["action=stop", "name=x", "stop.force=true", "hydra.verbose=true"]
     assert not_read(Action.stop, typed) == []

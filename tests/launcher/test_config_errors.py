@@ -88,7 +88,7 @@ MISTAKES = [
     ),
     (
         "action=benchmark",
-        "action must be one of serve, plan, smoke, bench, status, stop: benchmark",
+        "action must be one of serve, plan, smoke, bench, compare, status, stop: benchmark",
         "action=bench",
     ),
     (

@@ -1,0 +1,1 @@
+"""Comparing (`action=compare`): is one benchmark, or one sweep, worse than another?"""
