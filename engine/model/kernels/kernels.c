@@ -25,6 +25,7 @@
 #endif
 enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
+    LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
     ROWS_PER_ITEM = 8, /* of rows that are normed, of tokens that are stored */
 };
 
