@@ -71,11 +71,16 @@ static void NAME(write)(
     int64_t slot, ELEMENT *cache)
 {
     const int64_t padded = layer->padded, lane = slot % 16;
-    float rotated[layer->head_dim];
+    float rotated[padded];
+    for (int64_t i = layer->head_dim; i < padded; i++)
+        rotated[i] = 0.0f;
     NAME(rotate)(layer, key, layer->key_norm, position, rotated);
     ELEMENT *keys = cache + slot / 16 * 2 * padded * 16, *values = keys + padded * 16;
-    for (int64_t i = 0; i < layer->head_dim; i++)
-        PUT(keys + (i / DEPTH * 16 + lane) * DEPTH + i % DEPTH, rotated[i]);
+    ELEMENT rounded[padded];
+    for (int64_t i = 0; i < padded; i += LANES)
+        STORE(rounded + i, load_f32(rotated + i));
+    for (int64_t i = 0; i < padded; i += DEPTH)
+        memcpy(keys + (i * 16 + lane * DEPTH), rounded + i, DEPTH * sizeof *keys);
     for (int64_t i = 0; i < layer->head_dim; i++)
         values[i / 16 * 256 + (lane / DEPTH * 16 + i % 16) * DEPTH + lane % DEPTH] = value[i];
 }
@@ -87,9 +92,19 @@ static void NAME(write)(
 static void NAME(copy_lanes)(
     const ELEMENT *values, int64_t padded, int begin, int end, ELEMENT *to)
 {
-    for (int64_t i = 0; i < padded * 16; i++) {
-        const int lane = i % 256 / (16 * DEPTH) * DEPTH + i % DEPTH;
-        to[i] = begin <= lane && lane < end ? values[i] : 0;
+    const int64_t step_size = 16 * DEPTH;
+    for (int step = 0; step < 16 / DEPTH; step++) {
+        uint32_t keep = 0; /* of each word: DEPTH elements */
+        for (int lane = step * DEPTH; lane < (step + 1) * DEPTH; lane++)
+            if (begin <= lane && lane < end)
+                keep |= (uint32_t)(ELEMENT_BITS << lane % DEPTH * 16);
+        for (int64_t i = step * step_size; i < padded * 16; i += 256)
+            for (int64_t j = 0; j < step_size * (int64_t)sizeof *to; j += sizeof(words)) {
+                words x;
+                memcpy(&x, (const char *)(values + i) + j, sizeof x);
+                x &= keep;
+                memcpy((char *)(to + i) + j, &x, sizeof x);
+            }
     }
 }
 
@@ -137,39 +152,46 @@ static int NAME(next_pieces)(
     return num;
 }
 
-/* Scores [num_rows, CHUNK * 16] of the rows for the pieces' keys. */
+/* Scores [num_rows, CHUNK * 16] of the rows for the pieces' keys; fetches those of the next. */
 static void NAME(score)(
     const CELL *queries, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
-    int num_pieces, float *scores)
+    int num_pieces, const struct NAME(piece) *next, int num_next, float *scores)
 {
     const ELEMENT *panels[CHUNK];
-    for (int p = 0; p < num_pieces; p++)
-        panels[p] = pieces[p].keys;
+    for (int p = 0; p < CHUNK; p++)
+        panels[p] = pieces[p < num_pieces ? p : num_pieces - 1].keys;
     memset(scores, 0, num_rows * CHUNK * 16 * sizeof(float));
     struct NAME(product) product = {
         .rows = queries, .stride = padded, .panels = panels, .num_parts = 1,
         .num_steps = padded / DEPTH, .step_size = 16 * DEPTH, .sums = scores,
-        .sums_stride = CHUNK * 16,
+        .sums_stride = CHUNK * 16, .num_ahead = num_next,
     };
+    for (int p = 0; p < num_next; p++)
+        product.ahead[p] = (const char *)next[p].keys;
     for (int p = 0, width; p < num_pieces; p += width) {
-        width = num_pieces - p < MAX_PANELS ? 1 : MAX_PANELS;
+        width = (num_pieces - p) * 2 > MAX_PANELS ? MAX_PANELS : 1;
         NAME(multiply_rows)(product, num_rows, width > 1);
+        product.num_ahead = 0;
         product.panels += width;
         product.sums += 16 * width;
     }
 }
 
-/* Adds the rows' weights [num_rows, CHUNK * 16] times the pieces' values to mixed [num_rows, padded].
+/* Adds the rows' weights [num_rows, CHUNK * 16] times the pieces' values to mixed [num_rows, padded];
+ * fetches the values of the next.
  */
 static void NAME(mix)(
     const CELL *weights, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
-    int num_pieces, float *mixed)
+    int num_pieces, const struct NAME(piece) *next, int num_next, float *mixed)
 {
     const ELEMENT *panels[CHUNK * MAX_PANELS];
     struct NAME(product) product = {
         .rows = weights, .stride = CHUNK * 16, .panels = panels, .num_parts = num_pieces,
         .num_steps = 16 / DEPTH, .step_size = 16 * DEPTH, .sums = mixed, .sums_stride = padded,
+        .num_ahead = num_next,
     };
+    for (int p = 0; p < num_next; p++)
+        product.ahead[p] = (const char *)next[p].values;
     for (int64_t column = 0, width; column < padded; column += 16 * width) {
         width = padded - column < MAX_PANELS * 16 ? 1 : MAX_PANELS;
         for (int piece = 0; piece < num_pieces; piece++)
@@ -177,50 +199,68 @@ static void NAME(mix)(
                 panels[piece * width + p] = pieces[piece].values + (column + p * 16) * 16;
         NAME(multiply_rows)(product, num_rows, width > 1);
         product.sums += 16 * width;
+        for (int p = 0; p < num_next; p++)
+            product.ahead[p] += product.num_steps * num_pieces * 64;
     }
 }
 
-/* One row's scores to weights, with what was summed so far scaled to the new largest score. */
-static void NAME(soften)(
-    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
-    int64_t position, float *scores, CELL *weights, float *largest_so_far, float *total,
-    float *mixed)
+/* -INFINITY instead of the scores of a piece that a query at `position` does not see. */
+INLINE void NAME(hide)(
+    const struct attention *layer, const struct NAME(piece) *piece, int64_t position,
+    floats *scores)
 {
     const ints lanes = lane_numbers();
-    floats top = broadcast(-INFINITY);
-    for (int p = 0; p < num_pieces; p++) {
-        const struct NAME(piece) *piece = &pieces[p];
-        int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
-        int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
-        end = end > piece->end ? piece->end : end < 0 ? 0 : end;
-        begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
-        for (int v = 0; v < 16; v += LANES) {
-            floats score = load_f32(scores + p * 16 + v) * layer->scale;
-            if (begin > 0 || end < 16) {
-                ints seen = (lanes + v >= (int32_t)begin) & (lanes + v < (int32_t)end);
-                score = blend(seen, score, broadcast(-INFINITY));
-            }
-            store_f32(scores + p * 16 + v, score);
-            top = larger(top, score);
-        }
+    int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
+    int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
+    end = end > piece->end ? piece->end : end < 0 ? 0 : end;
+    begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
+    for (int v = 0; v < PER_PANEL; v++) {
+        const ints lane = lanes + v * LANES;
+        const ints seen = (lane >= (int32_t)begin) & (lane < (int32_t)end);
+        scores[v] = blend(seen, scores[v], broadcast(-INFINITY));
     }
-    float new_largest = largest(top);
+}
+
+/* One row's scores to weights, with what was summed so far scaled to the new largest score.
+ *
+ * some_hidden: constant; 0 where there are CHUNK pieces and the query sees all of them.
+ */
+INLINE void NAME(soften)(
+    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
+    int64_t position, const int some_hidden, const float *scores, CELL *weights,
+    float *largest_so_far, float *total, float *mixed)
+{
+    floats all[CHUNK * PER_PANEL], top = broadcast(-INFINITY);
+#pragma GCC unroll 16
+    for (int p = 0; p < CHUNK; p++) {
+        floats *own = all + p * PER_PANEL;
+#pragma GCC unroll 4
+        for (int v = 0; v < PER_PANEL; v++)
+            own[v] = p < num_pieces ? load_f32(scores + p * 16 + v * LANES) : broadcast(-INFINITY);
+        if (some_hidden && p < num_pieces)
+            NAME(hide)(layer, pieces + p, position, own);
+#pragma GCC unroll 4
+        for (int v = 0; v < PER_PANEL; v++)
+            top = larger(top, own[v]);
+    }
+    const float new_largest = largest(top);
     if (new_largest > *largest_so_far) {
-        const floats shrink = exponential(broadcast(*largest_so_far - new_largest));
+        const floats shrink = power_of_two(broadcast(*largest_so_far - new_largest));
         for (int64_t i = 0; i < layer->padded; i += LANES)
             store_f32(mixed + i, load_f32(mixed + i) * shrink);
-        for (int v = 0; v < 16; v += LANES)
-            store_f32(total + v, load_f32(total + v) * shrink);
+        store_f32(total, load_f32(total) * shrink);
         *largest_so_far = new_largest;
     }
     /* Nothing seen yet: all weights are zero, which -INFINITY less itself is not. */
     const float least = *largest_so_far == -INFINITY ? 0.0f : *largest_so_far;
-    for (int p = 0; p < num_pieces; p++)
-        for (int v = 0; v < 16; v += LANES) {
-            floats weight = exponential(load_f32(scores + p * 16 + v) - least);
-            STORE_CELLS(weights + p * 16 + v, weight);
-            store_f32(total + v, load_f32(total + v) + weight);
-        }
+    floats sums = ZERO;
+#pragma GCC unroll 16
+    for (int i = 0; i < CHUNK * PER_PANEL; i++) {
+        const floats weight = power_of_two(all[i] - least);
+        STORE_CELLS(weights + i * LANES, weight);
+        sums += weight;
+    }
+    store_f32(total, load_f32(total) + sums);
 }
 
 /* Attention of the query rows of one tile and key-value head.
@@ -236,6 +276,7 @@ static void NAME(attend)(
     const int64_t qkv_row = layer->num_kv_heads * (group + 2) * size;
     const int64_t out_row = layer->num_kv_heads * group * size;
     const int64_t start = step->starts[tile], end = start + num_tokens;
+    const float scale = layer->scale * 1.44269504f; /* of scores, for powers of two */
     const int32_t *blocks = step->blocks + step->tables[tile];
     float *mixed = (float *)scratch;                     /* [num_rows, padded] */
     float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
@@ -245,33 +286,42 @@ static void NAME(attend)(
     ELEMENT *copies = (ELEMENT *)(rotated + padded);     /* [CHUNK, padded * 16] */
     CELL *queries = (CELL *)(copies + CHUNK * padded * 16); /* [num_rows, padded] */
     CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
+    for (int64_t i = size; i < padded; i++)
+        rotated[i] = 0.0f;
     for (int64_t row = 0; row < num_rows; row++) {
         const int64_t token = row / group;
         const ELEMENT *query = qkv + (step->rows[tile] + token) * qkv_row
                                + (head * group + row % group) * size;
         NAME(rotate)(layer, query, layer->query_norm, start + token, rotated);
-        for (int64_t i = 0; i < padded; i++)
-            PUT_CELL(queries + row * padded + i, i < size ? rotated[i] : 0.0f);
+        for (int64_t i = 0; i < padded; i += LANES)
+            STORE_CELLS(queries + row * padded + i, load_f32(rotated + i) * scale);
         tops[row] = -INFINITY;
     }
     memset(mixed, 0, num_rows * padded * sizeof(float));
     memset(totals, 0, num_rows * 16 * sizeof(float));
     for (int64_t position = NAME(first_position)(layer, start); position < end;) {
         struct NAME(piece) pieces[CHUNK];
+        const int64_t first = position;
         const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, copies, pieces);
-        NAME(score)(queries, num_rows, padded, pieces, num, scores);
-        for (int64_t row = 0; row < num_rows; row++)
-            NAME(soften)(layer, pieces, num, start + row / group, scores + row * CHUNK * 16,
-                         weights + row * CHUNK * 16, tops + row, totals + row * 16, mixed + row * padded);
-        NAME(mix)(weights, num_rows, padded, pieces, num, mixed);
+        const int all_seen =
+            position - first == CHUNK * 16 && position <= start + 1 && !layer->window;
+        NAME(score)(queries, num_rows, padded, pieces, num, pieces, 0, scores);
+        for (int64_t row = 0; row < num_rows; row++) {
+            float *mine = scores + row * CHUNK * 16, *sums = mixed + row * padded;
+            CELL *weight = weights + row * CHUNK * 16;
+            if (all_seen)
+                NAME(soften)(layer, pieces, CHUNK, 0, 0, mine, weight, tops + row,
+                             totals + row * 16, sums);
+            else
+                NAME(soften)(layer, pieces, num, start + row / group, 1, mine, weight, tops + row,
+                             totals + row * 16, sums);
+        }
+        NAME(mix)(weights, num_rows, padded, pieces, num, pieces, 0, mixed);
     }
     for (int64_t row = 0; row < num_rows; row++) {
         ELEMENT *to = out + (step->rows[tile] + row / group) * out_row
                       + (head * group + row % group) * size;
-        floats total = ZERO;
-        for (int v = 0; v < 16; v += LANES)
-            total += load_f32(totals + row * 16 + v);
-        const float share = 1.0f / sum(total);
+        const float share = 1.0f / sum(load_f32(totals + row * 16));
         int64_t i = 0;
         for (; i + LANES <= size; i += LANES)
             STORE(to + i, load_f32(mixed + row * padded + i) * share);

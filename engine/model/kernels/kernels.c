@@ -76,6 +76,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #define NAME(name) name##_f32
 #define ELEMENT float
+#define ELEMENT_BITS 0xffffffffu
 #define DEPTH 1
 #define LOAD load_f32
 #define STORE store_f32
@@ -92,6 +93,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #undef NAME
 #undef ELEMENT
+#undef ELEMENT_BITS
 #undef DEPTH
 #undef LOAD
 #undef STORE
@@ -100,6 +102,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #undef ADD_PRODUCT
 #define NAME(name) name##_bf16
 #define ELEMENT bf16
+#define ELEMENT_BITS 0xffffu
 #define DEPTH 2
 #define LOAD load_bf16
 #define STORE store_bf16

@@ -124,17 +124,17 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
     int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t has_next = group + call->num_threads < call->num_groups;
     int64_t lines_left = has_next && num_passes > 1 ? LINES : 0;
-    const char *ahead = lines_left ? (const char *)(weight + call->num_threads * group_size) : NULL;
+    const char *ahead = (const char *)(weight + (lines_left ? call->num_threads * group_size : 0));
     for (int64_t row = 0, count; row < num_rows; row += count, num_passes--) {
         count = (num_rows - row + num_passes - 1) / num_passes;
         float sums[MAX_ROWS * 64] = {0};
         struct NAME(product) product = {
             .rows = call->cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
             .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
-            .ahead = ahead, .num_ahead = (lines_left + num_passes - 1) / num_passes,
+            .num_ahead = (lines_left + num_passes - 1) / num_passes,
         };
-        lines_left -= product.num_ahead;
-        ahead += product.num_ahead * num_steps * 64;
+        for (int64_t line = 0; line < product.num_ahead; line++, lines_left--)
+            product.ahead[line] = ahead + (LINES - lines_left) * num_steps * 64;
         const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
         for (int64_t p = 0; p < num_panels; p += width) {
             NAME(multiply_rows)(product, count, width > 1);

@@ -16,8 +16,9 @@ struct NAME(product) {
     int64_t step_size;            /* elements from one step of a panel to the next */
     float *sums;                  /* [rows][16 * panels] */
     int64_t sums_stride;
-    const char *ahead;            /* what is fetched into the cache meanwhile */
-    int64_t num_ahead;            /* lines of it in each step */
+    /* What is fetched into the cache meanwhile: in each step the next line of each. */
+    const char *ahead[LINES];
+    int64_t num_ahead;
 };
 
 /* num_rows and num_panels are constants where this is called, so that `sums` are registers. */
@@ -30,7 +31,7 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
         for (int v = 0; v < num_panels * PER_PANEL; v++)
             sums[row][v] = load_f32(p.sums + row * p.sums_stride + v * LANES);
     const CELL *rows = p.rows;
-    const char *ahead = p.ahead;
+    int64_t fetched = 0;
     for (int64_t part = 0; part < p.num_parts; part++) {
         const ELEMENT *panels[MAX_PANELS];
 #pragma GCC unroll 8
@@ -47,8 +48,9 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
 #pragma GCC unroll 8
             for (int panel = 0; panel < num_panels; panel++)
                 panels[panel] += p.step_size;
-            for (int64_t line = 0; line < p.num_ahead; line++, ahead += 64)
-                __builtin_prefetch(ahead, 0, 2);
+            for (int64_t line = 0; line < p.num_ahead; line++)
+                __builtin_prefetch(p.ahead[line] + fetched, 0, 2);
+            fetched += 64;
             rows += DEPTH;
         }
     }
@@ -106,6 +108,7 @@ static void NAME(multiply_rows)(struct NAME(product) p, int64_t num_rows, int wi
         NAME(multiply_functions)[wide][count - 1](&p);
         p.rows += count * p.stride;
         p.sums += count * p.sums_stride;
+        p.num_ahead = 0;
         num_rows -= count;
     }
 }
