@@ -88,6 +88,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #define PUT_CELL put_f32
 #include "product.h"
 
+#include "cache.h"
+
 #include "attention.h"
 #include "linear.h"
 
@@ -118,6 +120,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #define PUT_CELL put_bf16
 #endif
 #include "product.h"
+
+#include "cache.h"
 
 #include "attention.h"
 #include "linear.h"
