@@ -163,7 +163,7 @@ static struct NAME(rows) NAME(rows_of)(const struct NAME(attention_call) *call, 
         .start = step->starts[tile],
         .end = step->starts[tile] + step->lengths[tile],
         .blocks = step->blocks + step->tables[tile],
-        .cache = call->cache + head * layer->num_panels * 2 * layer->padded * 16,
+        .cache = call->cache + head * 2 * layer->padded * 16,
         .queries = call->qkv + step->rows[tile] * token_stride + head * width,
         .out = call->out + step->rows[tile] * heads * width + head * width,
         .token_stride = token_stride,
@@ -273,7 +273,7 @@ static void NAME(write_item)(void *context, int64_t item, int thread)
         for (int64_t head = 0; head < heads; head++)
             NAME(write)(layer, keys + head * size, keys + (heads + head) * size,
                         call->step->positions[token], call->step->slots[token],
-                        call->cache + head * layer->num_panels * 2 * layer->padded * 16);
+                        call->cache + head * 2 * layer->padded * 16);
     }
 }
 

@@ -1,6 +1,6 @@
 /* A paged cache of keys and values, for one type of element: rotary embedding, writing, finding.
  *
- * A layer's cache is [key-value heads][panels][2][padded * 16]: a panel holds the keys, then the
+ * A layer's cache is [panels][key-value heads][2][padded * 16]: a panel holds the keys, then the
  * values of 16 consecutive slots (slot = block * block size + offset), each laid out as the
  * right-hand matrix of its product: keys as [padded / DEPTH][16 slots][DEPTH], values as
  * [padded / 16][16 / DEPTH slots][16][DEPTH]; `padded` is the head size rounded up to 16.
@@ -71,7 +71,8 @@ static void NAME(write)(
     for (int64_t i = layer->head_dim; i < padded; i++)
         rotated[i] = 0.0f;
     NAME(rotate)(layer, key, layer->key_norm, position, rotated);
-    ELEMENT *keys = cache + slot / 16 * 2 * padded * 16, *values = keys + padded * 16;
+    ELEMENT *keys = cache + slot / 16 * layer->num_kv_heads * 2 * padded * 16;
+    ELEMENT *values = keys + padded * 16;
     ELEMENT rounded[padded];
     for (int64_t i = 0; i < padded; i += LANES)
         STORE(rounded + i, load_f32(rotated + i));
@@ -134,7 +135,7 @@ static int NAME(find_pieces)(
             count = layer->block_size - offset;
         if (count > end - position)
             count = end - position;
-        const ELEMENT *keys = cache + slot / 16 * 2 * layer->padded * 16;
+        const ELEMENT *keys = cache + slot / 16 * layer->num_kv_heads * 2 * layer->padded * 16;
         pieces[num++] = (struct NAME(piece)){
             .keys = keys, .values = keys + layer->padded * 16, .position = position - lane,
             .begin = lane, .end = lane + count,

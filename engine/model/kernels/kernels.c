@@ -42,7 +42,7 @@ struct linear {
 struct attention {
     int64_t num_kv_heads, group_size, head_dim;
     int64_t padded; /* head_dim rounded up to 16 */
-    int64_t block_size, num_panels;
+    int64_t block_size;
     int64_t scratch_bytes;   /* of one thread */
     const float *cos, *sin;  /* [positions, head_dim / 2] */
     /* [head_dim] weight of an RMS norm of each head before its rotation, or NULL */
