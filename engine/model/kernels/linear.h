@@ -60,8 +60,8 @@ static void NAME(finish)(
             sums += LOAD(bias + column + i);
         if (residual)
             sums += LOAD(residual + place + i);
-        if (wide)
-            store_f32(wide + i, sums);
+        if (wide) /* logits: more than the cache holds */
+            stream_f32(wide + i, sums);
         else
             STORE(narrow + i, sums);
     }
@@ -149,6 +149,8 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
                          num_columns);
         }
     }
+    if (layer->float_out)
+        finish_streams();
 }
 
 static void NAME(prepare_item)(void *context, int64_t item, int thread)
