@@ -26,7 +26,7 @@ from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
 from engine.frontend.key_check import KeyCheck
-from engine.frontend.limits import sampling_params, seed_source
+from engine.frontend.limits import check_echo, sampling_params, seed_source
 from engine.frontend.logprobs import TokenText
 from engine.frontend.model_names import check_model
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
@@ -180,6 +180,7 @@ class Api:
         sampling = [
             sampling_params(body, token_ids, self._settings, self._seeds) for token_ids in prompts
         ]
+        check_echo(body, prompts, self._settings.max_model_len)
         echoes = [await self._tokenizer.echo(prompt) for prompt in repeated]
         asked = list(starmap(Prompt, zip_longest(prompts, sampling, echoes)))
         self._check_queue()
@@ -206,6 +207,7 @@ class Api:
             self._settings.facts.eos_token_ids,
             bool(body.include_stop_str_in_output),
             body.min_tokens or 0,
+            is_empty=body.max_tokens == 0,
             offset=len(prompt.echo.text) if prompt.echo else 0,
         )
 

@@ -8,12 +8,15 @@ import msgspec
 from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
-from engine.sampling import SamplingParams
+from engine.sampling import GREEDY_BELOW, MAX_LOGPROBS, SamplingParams
 from engine.wording import counted
 
-GREEDY_BELOW = 1e-5
-"""Temperatures that divide logits out of float32's range pick the likeliest token anyway."""
 _SEEDS = 2**64
+
+
+MAX_ECHOED_SCORES = 2**19
+"""Log-probabilities of prompt tokens in one answer, some 15 MB of JSON; a prompt as long as the
+context, once, is always told."""
 
 
 def seed_source(seed: int | None, identity: str) -> random.Random:
@@ -44,9 +47,9 @@ def sampling_params(
     """
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
     check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
-    max_tokens = _max_tokens(
-        request.max_tokens, len(prompt_token_ids), settings.max_model_len, param
-    )
+    # An engine makes one token at least; 0 is what the transcript makes of it.
+    asked = None if request.max_tokens is None else max(request.max_tokens, 1)
+    max_tokens = _max_tokens(asked, len(prompt_token_ids), settings.max_model_len, param)
     temperature = 1.0 if request.temperature is None else request.temperature
     first = SamplingParams(
         max_tokens=max_tokens,
@@ -74,6 +77,30 @@ def sampling_params(
     if request.scores_prompt:  # once for all choices
         told[0] = msgspec.structs.replace(told[0], prompt_logprobs=request.num_logprobs)
     return told
+
+
+def check_echo(
+    request: ChatCompletionRequest | CompletionRequest,
+    prompts: Sequence[Sequence[int]],
+    max_model_len: int,
+) -> None:
+    """Looks whether prompts that are repeated with their scores make an answer of sensible size.
+
+    Raises:
+        InvalidRequest: They do not.
+    """
+    if not request.scores_prompt or request.num_logprobs is None:
+        return
+    num_tokens = sum(map(len, prompts)) * request.num_choices
+    num_scores = num_tokens * (1 + request.num_logprobs)
+    most = max(MAX_ECHOED_SCORES, max_model_len * (1 + MAX_LOGPROBS))
+    if num_scores > most:
+        raise InvalidRequest(
+            f"'echo' would tell {num_scores} log-probabilities of prompt tokens, at most {most}"
+            " can be: ask for fewer prompts at once, or for a smaller 'n' or 'logprobs'.",
+            param="echo",
+            code="too_many_logprobs",
+        )
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
