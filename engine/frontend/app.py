@@ -26,6 +26,7 @@ from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
 from engine.frontend.gate import REQUEST_ID, Gate
 from engine.frontend.key_check import KeyCheck
+from engine.frontend.key_scheme import describe_keys
 from engine.frontend.limits import check_echo, sampling_params, seed_source
 from engine.frontend.logprobs import TokenText
 from engine.frontend.model_names import check_model
@@ -73,11 +74,14 @@ def make_app(front_end: FrontEnd, tokenizer: Tokenizer, access: Access) -> ASGIA
     app.add_api_route("/metrics", api.metrics, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
     options = front_end.settings.frontend
+    keys = KeyCheck(access.api_keys)
+    if not keys.is_open:
+        describe_keys(app)
     gate = Gate(
         app,
         front_end.admission,
         front_end.metrics,
-        KeyCheck(access.api_keys),
+        keys,
         options.max_body_bytes or default_max_body_bytes(front_end.settings.max_model_len),
         options.receive_timeout_s,
         _paths(app),

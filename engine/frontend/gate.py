@@ -23,7 +23,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 STREAM_ERROR: ContextVar[str] = ContextVar("stream_error")
 """Code of the error that ended the current task's stream; empty while none has."""
 _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
-_OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/health", "/ready")
 """For whoever looks after processes and has no key."""
 _OTHER_ROUTE = "other"
 
@@ -89,7 +89,7 @@ class Gate:
             self._metrics.observe(HTTP_REQUEST_TIME, seconds, labels=(route,))
 
     def _check_key(self, scope: Scope) -> None:
-        if self._keys.is_open or scope["path"] in _OPEN_PATHS or _is_private(scope):
+        if self._keys.is_open or scope["path"] in OPEN_PATHS or _is_private(scope):
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if not self._keys.admits(given):
