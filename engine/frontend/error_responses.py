@@ -63,6 +63,12 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
             error = BodyTooLate(f"{problem.detail}.", code="body_too_late")
         case 413:
             error = BodyTooLarge(f"{problem.detail}.", code="body_too_large")
+        case 400:  # FastAPI's parser has failed, and does not say how
+            message = (
+                "The body cannot be read as JSON: it is not in UTF-8, nested too deeply, or has a"
+                " number of thousands of digits."
+            )
+            error = InvalidRequest(message, code="invalid_body")
         case status:
             error = InvalidRequest(f"{problem.detail}.", code="invalid_body")
             error.status = status

@@ -46,7 +46,9 @@ def sampling_params(
             too little of the context, or a parameter does not fit the model or another parameter.
     """
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-    check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
+    if not prompt_token_ids:
+        raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
+    check_vocabulary(prompt_token_ids, settings.facts.vocab_size, param)
     # An engine makes one token at least; 0 is what the transcript makes of it.
     asked = None if request.max_tokens is None else max(request.max_tokens, 1)
     max_tokens = _max_tokens(asked, len(prompt_token_ids), settings.max_model_len, param)
@@ -67,8 +69,8 @@ def sampling_params(
         priority=request.priority or 0,
         logprobs=request.num_logprobs,
     )
-    _check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
-    _check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
+    check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
+    check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
     if request.seed is None:
         drawn = [seeds.getrandbits(64) for _ in range(request.num_choices)]
     else:  # -1 is 2**64 - 1
@@ -103,18 +105,12 @@ def check_echo(
         )
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Looks whether a model can be given these.
+def check_vocabulary(token_ids: Collection[int], vocab_size: int, param: str) -> None:
+    """Looks whether a model has all of these.
 
     Raises:
-        InvalidRequest: There are none, or one that the model does not know.
+        InvalidRequest: It does not.
     """
-    if not token_ids:
-        raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
-    _check_vocabulary(token_ids, vocab_size, param)
-
-
-def _check_vocabulary(token_ids: Collection[int], vocab_size: int, param: str) -> None:
     largest = max(token_ids, default=0)
     if largest >= vocab_size:
         raise InvalidRequest(
