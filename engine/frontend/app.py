@@ -19,12 +19,13 @@ from engine.frontend import exposition
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
 from engine.frontend.body_limit import default_max_body_bytes
 from engine.frontend.completion import Completion, Prompt
+from engine.frontend.current import REQUEST_ID
 from engine.frontend.delivery import AnswerStream, whole_answer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
-from engine.frontend.gate import REQUEST_ID, Gate
+from engine.frontend.gate import Gate
 from engine.frontend.key_check import KeyCheck
 from engine.frontend.key_scheme import describe_keys
 from engine.frontend.limits import check_echo, sampling_params, seed_source

@@ -9,8 +9,8 @@ from starlette.types import Message, Receive, Scope, Send
 from engine.frontend.answers import DONE, Usage, Writer, event
 from engine.frontend.completion import Completion
 from engine.frontend.connection import abort
+from engine.frontend.current import REQUEST_ID, STREAM_ERROR
 from engine.frontend.errors import ApiError, ClientLeft, InternalError, SlowReader
-from engine.frontend.gate import STREAM_ERROR
 from engine.frontend.transcript import Piece
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class AnswerStream(Response):
         except ApiError as problem:
             failure = problem
         except Exception:  # the status has been sent: the stream must say it
-            logger.exception("a stream failed")
+            logger.exception("request %s failed", REQUEST_ID.get())
             failure = InternalError()
         STREAM_ERROR.set(failure.code or failure.type)
         return event(failure.body())
