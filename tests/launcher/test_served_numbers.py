@@ -1,5 +1,7 @@
 """Log-probabilities and seeds over HTTP, from real processes: the numbers are the model's own."""
 
+import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
@@ -131,3 +134,20 @@ def test_a_seed_gives_the_same_text_on_any_rank_beside_any_others(runtime, direc
                     other.result()
     assert len(texts) == 4 * 2 + 4 * 3
     assert len(set(texts)) == 1
+
+
+def test_what_is_no_number_is_an_error_and_not_text(runtime, directory: Path, tmp_path: Path):
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.embed_tokens.weight"][ord("x")] = math.nan
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with serving(*overrides_of(tmp_path), runtime_directory=runtime) as (_, client):
+        api = client_of(client).completions
+        with pytest.raises(openai.InternalServerError, match="logits are not finite") as caught:
+            api.create(model="m", prompt="Oxen")
+        assert caught.value.code == "engine_failed"
+        with pytest.raises(openai.APIError, match="logits are not finite"):
+            list(api.create(model="m", prompt="Oxen", stream=True))
+        biased = {"logit_bias": {str(ord("x")): -100}, "max_tokens": 20, "temperature": 0}
+        answer: Any = api.create(model="m", prompt="Once", **biased)  # type: ignore[call-overload]
+        assert answer.usage.completion_tokens == 20

@@ -234,3 +234,13 @@ def test_noise_is_even():
     values = torch.tensor([uniform(seed, index) for seed in range(100) for index in range(100)])
     counts = torch.histc(values, 20, 0, 1)
     assert float(((counts - 500) ** 2 / 500).sum()) < 43.8  # 19 degrees, p = 0.001
+
+
+@pytest.mark.parametrize("neighbour", [(1, 0), (0, 1), (1, 1), (1, -1)])
+def test_noise_says_nothing_of_that_of_the_next_seed_or_output(neighbour: tuple[int, int]):
+    counts = torch.zeros(10, 10)
+    for seed in range(100):
+        for index in range(1, 101):
+            own, other = uniform(seed, index), uniform(seed + neighbour[0], index + neighbour[1])
+            counts[int(own * 10), int(other * 10)] += 1
+    assert float(((counts - 100) ** 2 / 100).sum()) < 148.2  # 99 degrees, p = 0.001
