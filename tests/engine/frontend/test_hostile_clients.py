@@ -11,6 +11,7 @@ import pytest
 
 from engine.frontend.connection import MAX_HEAD_BYTES
 from engine.protocol import FinishReason
+from engine.sampling import TokenLogprobs
 from tests.engine.frontend.chat_request import BODY, CHAT, STREAM, error_of
 from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S
@@ -169,14 +170,16 @@ def test_a_reader_that_is_too_slow_is_dropped_and_its_request_aborted(start: Sta
     deployment = front_end.deployment
     deployment.answer = None
     with connected(front_end, receive_buffer=4096) as connection:
-        connection.sendall(request_of(STREAM))
+        # with log-probabilities: a token is more than a kilobyte, and buffers hold megabytes
+        connection.sendall(request_of(STREAM | {"logprobs": True, "top_logprobs": 20}))
         rank, request = deployment.wait_for_request()
+        scores = [TokenLogprobs(-1.0, list(range(65, 85)), [-2.0] * 20)] * 500
         aborted: list[tuple[int, int]] = []
         deadline_s = time.monotonic() + DEADLINE_S
         while not aborted:  # until all buffers are full, and then some
             assert time.monotonic() < deadline_s
-            for _ in range(100):
-                deployment.output(rank, request.request_id, b"x" * 500)
+            for _ in range(5):
+                deployment.output(rank, request.request_id, b"x" * 500, logprobs=scores)
             front_end.http.get("/health")
             aborted = deployment.wait(lambda seen: [list(seen.aborted)])[0]
         # again where outputs were on their way
