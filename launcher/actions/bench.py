@@ -13,6 +13,7 @@ import msgspec
 import psutil
 
 from launcher.actions.serve import Serving
+from launcher.api_keys import without_keys
 from launcher.bench.benchmark import Benchmark, Load
 from launcher.bench.directory import ResultsDirectory
 from launcher.bench.environment import read_environment
@@ -38,19 +39,21 @@ class Asked:
     name: str
     options: BenchOptions
     overrides: list[str]
-    """As typed."""
+    """As typed, less API keys."""
     config: dict[str, Any]
-    """All that there is to know of it, as plain values."""
+    """All that there is to know of it, as plain values, but for API keys."""
 
     @classmethod
     def of(cls, config: LaunchConfig, overrides: Sequence[str]) -> "Asked":
         """What a config says; where nothing is started, only its section `bench` counts."""
         whole = config.bench.url is None
         values = asdict(config) if whole else {"bench": asdict(config.bench)}
+        if whole:
+            del values["frontend"]["api_keys"]
         return cls(
             name=config.name,
             options=config.bench,
-            overrides=list(overrides),
+            overrides=without_keys(overrides),
             config=msgspec.to_builtins(values),
         )
 
@@ -71,7 +74,8 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
 
     def measure(executor: Executor, say: Callable[[str], None]) -> None:
         run.ready_s = time.monotonic() - began_s
-        server = Server.at(executor.addresses[0])
+        key = next(iter(means.access.api_keys), None)
+        server = Server.at(executor.addresses[0], key)
         processes = local_processes(server.members())
         run.measure(server, plan.settings.facts.vocab_size, processes, say)
 
