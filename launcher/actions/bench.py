@@ -67,6 +67,7 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
     Raises:
         Refused: Nothing was started.
         Interrupted: By a signal; there are no results.
+        NotWritten: The results were shown, and could not be written.
     """
     began_s = time.monotonic()
     run = _Run(asked, plan.settings.max_model_len)

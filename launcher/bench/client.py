@@ -110,12 +110,18 @@ class Driver:
     async def _run_by_the_clock(self, began_s: float) -> None:
         async with asyncio.TaskGroup() as running:
             for session in self._job.sessions:
-                await asyncio.sleep(max(0.0, began_s + session.start_s - time.monotonic()))
+                due_s = began_s + session.start_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 if self._has_given_up:
                     return
-                running.create_task(self._run_session(session))
+                running.create_task(self._run_session(session, due_s))
 
-    async def _run_session(self, session: Session) -> None:
+    async def _run_session(self, session: Session, due_s: float | None = None) -> None:
+        """Asks turn after turn.
+
+        Args:
+            due_s: When the first request should be sent; None: when its turn has come.
+        """
         messages: list[dict[str, str]] = []
         for number, turn in enumerate(session.turns):
             if number:
@@ -131,14 +137,16 @@ class Driver:
                 else:
                     body["prompt"] = said
             keeps_text = number + 1 < len(session.turns)
-            record, answer = await self._ask(body, turn.num_tokens, keeps_text)
+            record, answer = await self._ask(
+                body, turn.num_tokens, keeps_text, None if number else due_s
+            )
             self._note(record)
             if record.cause:
                 return
             messages.append({"role": "assistant", "content": answer})
 
     async def _ask(
-        self, body: dict[str, Any], num_prompt_tokens: int, keeps_text: bool
+        self, body: dict[str, Any], num_prompt_tokens: int, keeps_text: bool, due_s: float | None
     ) -> tuple[Record, str]:
         """Sends one request; what became of it, and the text of the answer."""
         target = self._job.target
@@ -146,6 +154,10 @@ class Driver:
         stream = Stream(request, keeps_text)
         failure: Failure | None = None
         start_s = time.monotonic()
+        if due_s is not None:
+            # Users that come by the clock wait for us too, when we are late.
+            self._lags_s.append(max(0.0, start_s - due_s))
+            start_s = min(start_s, due_s)
         try:
             async with asyncio.timeout(target.answer_s):
                 await asyncio.get_running_loop().create_connection(

@@ -78,7 +78,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One request. Times are seconds on the machine's monotonic clock."""
 
     start_s: float
-    """Before it connects."""
+    """Before it connects; by the clock when it should have been sent, if that was earlier."""
     end_s: float
     first_s: float | None = None
     """When the first part of the answer came."""
@@ -115,7 +115,8 @@ class Outcome(Message, frozen=True, kw_only=True):
     cpu_share: float
     """Of one CPU, that this client process took."""
     lags_s: list[float]
-    """How much later than asked its event loop came back, now and then."""
+    """How much later than asked its event loop came back, now and then, and requests that have a
+    time were sent."""
 
 
 FromClient = Progress | Outcome

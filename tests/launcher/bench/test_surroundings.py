@@ -11,11 +11,12 @@ import pytest
 
 from engine.config import Role
 from engine.protocol import Member, Phase, ProcessState
-from launcher.bench.directory import ResultsDirectory
+from launcher.bench.directory import NotWritten, ResultsDirectory
 from launcher.bench.environment import git_commit, read_environment
 from launcher.bench.resources import Usage, local_processes, process_tree
 from launcher.bench.server import Server
 from launcher.errors import Refused
+from tests.launcher.sweep import sample_sweeps
 
 
 def test_memory_and_cpu_of_processes_are_measured():
@@ -89,6 +90,23 @@ def test_a_benchmark_has_a_directory_of_its_own_that_goes_without_results(
     assert directory.results.parent.is_dir()
     directory.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_gone_when_there_are_results_is_made_again(tmp_path: Path):
+    directory = ResultsDirectory(tmp_path / "new" / "results")
+    directory.remove()
+    assert not (tmp_path / "new").exists()
+    directory.write(sample_sweeps.results([]))
+    assert directory.results.exists()
+
+
+def test_results_that_cannot_be_written_are_an_error_that_says_so(tmp_path: Path):
+    directory = ResultsDirectory(tmp_path / "results")
+    directory.results.with_suffix(".partial").mkdir()
+    with pytest.raises(NotWritten, match=r"cannot be written: .*results.json \(Is a dir") as caught:
+        directory.write(sample_sweeps.results([]))
+    assert caught.value.exit_code == 1
+    assert "bench.dir=DIR" in caught.value.hint
 
 
 @pytest.mark.parametrize(
