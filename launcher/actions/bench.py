@@ -15,10 +15,11 @@ import psutil
 from launcher.actions.serve import Serving
 from launcher.api_keys import without_keys
 from launcher.bench.benchmark import Benchmark, Load
+from launcher.bench.checks import without_effect
 from launcher.bench.directory import ResultsDirectory
 from launcher.bench.environment import read_environment
 from launcher.bench.load import make_stages, make_warm_up
-from launcher.bench.measure import problems_of, warnings_of
+from launcher.bench.measure import hints_on, problems_of, warnings_of
 from launcher.bench.options import BenchOptions
 from launcher.bench.resources import local_processes, process_tree
 from launcher.bench.results import Results, StartUp
@@ -124,6 +125,8 @@ class _Run:
         if max_model_len is not None:
             self._check_fits(max_model_len)
         self._environment = read_environment()
+        for line in without_effect(options, asked.overrides):
+            _say(f"warning: {line}")
         self._directory = ResultsDirectory.chosen(options.dir, asked.name, self._created)
         self._benchmark: Benchmark | None = None
         self.url, self.model = "", ""
@@ -171,6 +174,8 @@ class _Run:
         for stage in results.stages:
             for cause, example in stage.examples.items():
                 _say(f"    {stage.name}, {cause}: {example}")
+        for hint in hints_on(results.stages):
+            _say(f"hint: {hint}")
         self._directory.write(results)
         _say(f"results: {self._directory.results}")
         if failure is not None:

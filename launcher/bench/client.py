@@ -5,6 +5,7 @@ python -m launcher.bench.client     speaks `launcher.bench.messages` over stdin 
 
 import asyncio
 import os
+import resource
 import signal
 import ssl
 import sys
@@ -18,6 +19,8 @@ import uvloop
 from launcher.bench import content
 from launcher.bench.messages import (
     JOB,
+    OTHER_LENGTH,
+    TOO_LATE,
     Job,
     Outcome,
     Progress,
@@ -39,6 +42,9 @@ _LAG_S = 0.05
 def main() -> None:
     """Does one job after the other until the launcher closes the pipe, in the middle of one too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's
+    # Each request in flight takes a file; 1024 are the default of many systems.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (job := read(source, JOB)) is not None:
         write(sink, uvloop.run(_attached(job, sink)))
@@ -165,7 +171,7 @@ class Driver:
                 )
                 await stream.ended
         except TimeoutError:
-            failure = Failure("no whole answer in time", f"bench.answer_s={target.answer_s:g}")
+            failure = Failure(TOO_LATE, f"bench.answer_s={target.answer_s:g}")
             stream.close()
         except OSError as problem:
             failure = Failure("no connection", str(problem))
@@ -177,7 +183,7 @@ class Driver:
         if failure is None and usage is not None and target.ignore_eos:
             wanted = body["max_tokens"]
             if num_output != wanted:
-                failure = Failure("answer of another length", f"{num_output} of {wanted} tokens")
+                failure = Failure(OTHER_LENGTH, f"{num_output} of {wanted} tokens")
         record = Record(
             start_s=start_s,
             end_s=stream.done_s or end_s,

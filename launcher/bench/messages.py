@@ -8,6 +8,9 @@ from typing import IO, TypeVar
 
 import msgspec
 
+OTHER_LENGTH = "answer of another length"
+TOO_LATE = "no whole answer in time"
+"""Causes of failures, in records."""
 _HEADER = struct.Struct(">I")
 
 T = TypeVar("T")

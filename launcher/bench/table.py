@@ -23,16 +23,18 @@ def tables(results: Results) -> Iterator[Table]:
 
 def _throughput(title: str, stages: Sequence[StageResult]) -> Table:
     table = _table(title, "stage")
-    for heading in ("requests", "failed", "out tok/s", "tok/s", "req/s", "goodput"):
+    for heading in ("requests", "failed", "in flight", "out tok/s", "tok/s", "req/s", "goodput"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("cached", "rank tokens", "skew"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in stages:
         hits, goodput, skew = stage.prefix_hit_rate, stage.goodput_req_s, stage.rank_skew
+        in_flight = stage.mean_in_flight
         table.add_row(
             stage.name,
             str(stage.num_requests),
             str(stage.num_failed + stage.num_not_sent),
+            "" if in_flight is None else f"{in_flight:.1f}",
             f"{stage.output_tok_s:.1f}",
             f"{stage.total_tok_s:.1f}",
             f"{stage.req_s:.2f}",

@@ -35,9 +35,7 @@ def test_keys_of_the_config_and_of_a_file_are_taken_together(tmp_path: Path):
     assert access.api_keys == ("one", "two", "three")
 
 
-@pytest.mark.parametrize(
-    "typed", [f"frontend.api_keys=[{KEY}]", f"++frontend.api_keys=[a,{KEY}]"]
-)
+@pytest.mark.parametrize("typed", [f"frontend.api_keys=[{KEY}]", f"++frontend.api_keys=[a,{KEY}]"])
 def test_overrides_are_written_down_without_keys(typed: str):
     written = without_keys(["dp=2", typed])
     assert written[0] == "dp=2"
