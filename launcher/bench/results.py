@@ -40,7 +40,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     """Of one CPU."""
     pss_bytes: int
-    """Most that was seen: memory of its own, and its part of what it shares."""
+    """Most that was seen: memory of its own, and its part of what it shares; 0: it is not known."""
 
 
 class ClientUse(msgspec.Struct, frozen=True, kw_only=True):

@@ -83,7 +83,7 @@ def _processes(stage: StageResult) -> Table:
     for heading in ("CPU s", "CPU share", "PSS MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in stage.processes:
-        pss = f"{each.pss_bytes / _MIB:.0f}"
+        pss = f"{each.pss_bytes / _MIB:.0f}" if each.pss_bytes else ""
         table.add_row(each.name, f"{each.cpu_s:.1f}", f"{each.cpu_share:.0%}", pss)
     total = sum(each.pss_bytes for each in stage.processes)
     cpu_s = sum(each.cpu_s for each in stage.processes)

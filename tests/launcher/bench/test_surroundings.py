@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from engine.config import Role
 from engine.protocol import Member, Phase, ProcessState
+from launcher.bench import resources
 from launcher.bench.directory import NotWritten, ResultsDirectory
 from launcher.bench.environment import git_commit, read_environment
 from launcher.bench.resources import Usage, local_processes, process_tree
@@ -30,13 +32,30 @@ def test_memory_and_cpu_of_processes_are_measured():
     assert use.pss_bytes > 2**20
 
 
-def test_a_process_that_ends_meanwhile_is_no_error():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+def test_of_a_process_that_ends_meanwhile_remains_what_was_seen_last(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(resources, "_SAMPLE_S", 0.01)
+    work = "t = __import__('time')\nwhile t.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{work}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
     usage = Usage(process_tree(child.pid))
     usage.start()
+    child.stdin.write(b"\n")
+    child.stdin.flush()
+    assert child.stdout.readline()
+    seen = threading.Event()
+    look = usage._look_at_cpus
+    monkeypatch.setattr(usage, "_look_at_cpus", lambda: (look(), seen.set()))
+    assert seen.wait(30)
     child.communicate(b"\n", timeout=30)
     usage.stop()
-    assert usage.of(1.0)[0].cpu_s >= 0
+    (use,) = usage.of(2.0)
+    assert use.cpu_s >= 0.1
+    assert use.pss_bytes > 2**20
 
 
 def test_only_processes_of_this_machine_are_taken():
