@@ -83,7 +83,7 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
 
     async def serve() -> None:
         try:
-            await Serving(plan, means, measure).run()
+            await Serving(plan, means, measure, stop_check=run.end).run()
         finally:
             run.end()  # the thread that measures would wait for its clients
 
