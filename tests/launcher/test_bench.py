@@ -4,8 +4,10 @@ import json
 import re
 import signal
 import socket
+import time
 from pathlib import Path
 
+import httpx2 as httpx
 import msgspec
 import psutil
 import pytest
@@ -190,6 +192,13 @@ def test_a_server_that_is_not_there_is_told(runtime, tmp_path: Path):
     assert results_in(tmp_path).stages == []
 
 
+def until_in_flight(url: str) -> None:
+    """Waits until a front end has a request."""
+    deadline = time.monotonic() + 30
+    while not re.search(r"requests_in_flight\{.*\} [1-9]", httpx.get(f"{url}/metrics").text):
+        assert time.monotonic() < deadline
+
+
 SLOW = ("action=bench", "model=dummy", "model.step_s=0.05", "bench.warm_up_sessions=1")
 """Sixteen requests of 3.2 s each."""
 
@@ -206,7 +215,8 @@ def test_an_engine_that_dies_under_load_makes_it_invalid(runtime, tmp_path: Path
 def test_an_interrupted_benchmark_leaves_no_results_and_no_process(runtime, tmp_path: Path):
     overrides = (*SLOW, f"bench.dir={tmp_path / 'results'}", "bench.output.mean=1800")
     with launched(*overrides, runtime_directory=runtime) as launcher:
-        launcher.wait_for("warming up: 1 request")
+        url = launcher.ready()
+        until_in_flight(url)
         family = psutil.Process(launcher.process.pid).children(recursive=True)
         assert any("launcher.bench.client" in each.cmdline() for each in family)
         launcher.signal(signal.SIGINT)

@@ -49,7 +49,12 @@ def test_of_a_process_that_ends_meanwhile_remains_what_was_seen_last(
     assert child.stdout.readline()
     seen = threading.Event()
     look = usage._look_at_cpus
-    monkeypatch.setattr(usage, "_look_at_cpus", lambda: (look(), seen.set()))
+
+    def look_and_tell() -> None:
+        look()
+        seen.set()
+
+    monkeypatch.setattr(usage, "_look_at_cpus", look_and_tell)
     assert seen.wait(30)
     child.communicate(b"\n", timeout=30)
     usage.stop()
