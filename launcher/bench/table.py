@@ -23,7 +23,17 @@ def tables(results: Results) -> Iterator[Table]:
 
 def _throughput(title: str, stages: Sequence[StageResult]) -> Table:
     table = _table(title, "stage")
-    for heading in ("requests", "failed", "in flight", "out tok/s", "tok/s", "req/s", "goodput"):
+    has_unsent = any(stage.num_not_sent for stage in stages)
+    for heading in (
+        "requests",
+        "failed",
+        *(["not sent"] if has_unsent else []),
+        "in flight",
+        "out tok/s",
+        "tok/s",
+        "req/s",
+        "goodput",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("cached", "rank tokens", "skew"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -33,7 +43,8 @@ def _throughput(title: str, stages: Sequence[StageResult]) -> Table:
         table.add_row(
             stage.name,
             str(stage.num_requests),
-            str(stage.num_failed + stage.num_not_sent),
+            str(stage.num_failed),
+            *([str(stage.num_not_sent)] if has_unsent else []),
             "" if in_flight is None else f"{in_flight:.1f}",
             f"{stage.output_tok_s:.1f}",
             f"{stage.total_tok_s:.1f}",

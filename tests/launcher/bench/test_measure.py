@@ -19,6 +19,9 @@ from launcher.bench.measure import (
 )
 from launcher.bench.messages import Outcome, Record
 from launcher.bench.options import SloOptions
+from launcher.bench.table import tables
+from launcher.show import rendered
+from tests.launcher.sweep.sample_sweeps import results
 
 
 def record(
@@ -120,6 +123,16 @@ def test_a_stage_without_tokens_is_invalid():
     stage = stage_result("s", [outcome(nothing)], SloOptions())
     assert problems_of(stage) == ["s: no tokens came"]
     assert stage_result("s", [], SloOptions()).output_tok_s == 0
+
+
+def test_the_table_tells_what_failed_from_what_was_not_sent():
+    failed = record(cause="HTTP 503")
+    gone = stage_result("s", [outcome(record(), failed, num_not_sent=70)], SloOptions())
+    shown = " ".join(rendered(next(tables(results([gone])))).split())
+    assert "requests failed not sent in flight" in shown
+    assert "s 2 1 70 " in shown
+    whole = stage_result("s", [outcome(record())], SloOptions())
+    assert "not sent" not in rendered(next(tables(results([whole]))))
 
 
 @pytest.mark.parametrize("sign", [{"cpu_share": 0.9}, {"lags_s": [0.03] * 9}])
