@@ -128,17 +128,17 @@ class Driver:
         Args:
             due_s: When the first request should be sent; None: when its turn has come.
         """
-        messages: list[dict[str, str]] = []
+        target, messages = self._job.target, list[dict[str, str]]()
         for number, turn in enumerate(session.turns):
             if number:
                 await asyncio.sleep(self._job.think_s)
-            body = _body(self._job.target, turn.max_tokens)
-            if self._job.target.vocab_size is not None:
-                body["prompt"] = content.token_ids(turn.pieces, self._job.target.vocab_size)
+            body = _body(target, turn.max_tokens)
+            if target.vocab_size is not None:
+                body["prompt"] = content.token_ids(turn.pieces, target.vocab_size, target.salt)
             else:
-                said = content.text(turn.pieces, self._job.target.words_per_token)
+                said = content.text(turn.pieces, target.words_per_token, target.salt)
                 messages.append({"role": "user", "content": said})
-                if self._job.target.is_chat:
+                if target.is_chat:
                     body["messages"] = messages
                 else:
                     body["prompt"] = said

@@ -11,6 +11,8 @@ from launcher.bench.results import ClientUse, StageResult, Summary
 
 _BUSY_SHARE = 0.8
 """Of one CPU: a client above it has little left, and its times are those of its own queue."""
+_IDLE_SHARE = 0.3
+"""Of one CPU: a client below it that is late has not been held up by its own work."""
 _LATE_MS = 20.0
 """At p99: a client so late notes times that much too long."""
 _SHORT_S = 1.0
@@ -146,6 +148,8 @@ def warnings_of(stage: StageResult) -> list[str]:
         lag_ms = client.lag_ms.p99 if client.lag_ms else 0.0
         took = f"{client.cpu_share:.0%} of a CPU, {lag_ms:.0f} ms late at p99"
         works = f"bench.clients={client.num_processes + 1}, or more free CPUs"
+        if client.cpu_share < _IDLE_SHARE:
+            works = "it waited for a CPU, more free CPUs help"
         warnings.append(f"{stage.name}: the client may be the bottleneck ({took}): {works}")
     if 0 < stage.duration_s < _SHORT_S:
         warnings.append(

@@ -59,6 +59,8 @@ class Target(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     vocab_size: int | None = None
     """None: prompts are text."""
     words_per_token: float = 1.0
+    salt: str = ""
+    """What other prompts than those of the same recipes in another benchmark are made with."""
     ignore_eos: bool = True
     includes_usage: bool = True
     api_key: str | None = None

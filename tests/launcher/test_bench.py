@@ -133,7 +133,15 @@ def test_a_server_of_another_kind_is_measured(runtime, tmp_path: Path):
     with fake_server(fakes.knows_no_usage) as server:
         url = f"bench.url={server.url}"
         done = ask("action=bench", url, *more, runtime_directory=runtime)
+        more = (more[0], f"bench.dir={tmp_path / 'again'}", *more[2:])
+        again = ask("action=bench", url, *more, runtime_directory=runtime)
     assert done.returncode == 0, done.stderr
+    assert again.returncode == 0, again.stderr
+    prompts = [body["prompt"] for body in server.bodies]
+    half = len(prompts) // 2
+    # The same lengths, and nothing that the server may have cached.
+    assert sorted(map(len, prompts[:half])) == sorted(map(len, prompts[half:]))
+    assert not {tuple(each) for each in prompts[:half]} & {tuple(each) for each in prompts[half:]}
     results = results_in(tmp_path / "results")
     (stage,) = results.stages
     assert (results.model, stage.tokens_counted_by, stage.num_output_tokens) == (

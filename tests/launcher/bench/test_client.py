@@ -89,10 +89,10 @@ async def test_a_client_that_is_late_counts_from_when_it_should_have_asked(
 ):
     make = content.token_ids
 
-    def make_slowly(pieces, vocab_size):
+    def make_slowly(pieces, *of):
         if pieces[0].key.startswith("0/"):
             time.sleep(0.3)  # the event loop stands still
-        return make(pieces, vocab_size)
+        return make(pieces, *of)
 
     monkeypatch.setattr(content, "token_ids", make_slowly)
     sessions = [Session(each.turns, 0.05 * i) for i, each in enumerate(sessions_of(3))]
