@@ -1,12 +1,15 @@
 """`action=bench`: measures a deployment, or a server that runs already, and writes the results."""
 
 import asyncio
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -106,10 +109,11 @@ def bench_url(url: str, asked: Asked) -> int:
             raise Refused(message, "bench.pid=null") from None
         run.measure(server, None, tree, _say)
 
-    try:
-        return run.to_end(measure)
-    finally:
-        run.end()
+    with _signals_raised():
+        try:
+            return run.to_end(measure)
+        finally:
+            run.end()
 
 
 class _Run:
@@ -227,6 +231,27 @@ class _Run:
             f" {max_model_len}",
             hint,
         )
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Lets signals that end the process do so as Ctrl-C does, with what was begun cleared away."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if not _is_ignored(each)]
+    before = {number: signal.signal(number, interrupt) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """As by nohup."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _read_key(path: str | None) -> str | None:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -234,6 +235,32 @@ def test_an_interrupted_benchmark_leaves_no_results_and_no_process(runtime, tmp_
     # Whoever asks has left: there is nothing to wait for, and nothing has failed.
     assert "failed" not in launcher.output
     assert "cut off" not in launcher.output
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_measuring_a_running_server_can_be_interrupted(
+    runtime, tmp_path: Path, number: signal.Signals, code: int
+):
+    asked, leave = threading.Event(), threading.Event()
+
+    def hangs(handler, body):
+        asked.set()
+        leave.wait(60)
+
+    with fake_server(hangs) as server:
+        where = f"bench.dir={tmp_path / 'results'}"
+        overrides = ("action=bench", f"bench.url={server.url}", where)
+        with launched(*overrides, runtime_directory=runtime) as launcher:
+            assert asked.wait(60), launcher.output
+            family = launcher.family()
+            launcher.signal(number)
+            assert launcher.end(30) == code, launcher.output
+        leave.set()
+    assert_ended(family)
+    assert launcher.lines[-1] == "interrupted\n"
     assert not (tmp_path / "results").exists()
 
 
