@@ -39,13 +39,15 @@ def without_effect(options: BenchOptions, overrides: Sequence[str]) -> Iterator[
 def _unread(options: BenchOptions) -> Iterator[tuple[str, str]]:
     """Keys or sections, and what they have no effect with."""
     if options.trace.path:
-        of_others = ("concurrency", "rate", "input", "output", "shared_prefix", "think_s")
+        loads = [key for key in ("concurrency", "rate") if getattr(options, key)]
+        of_others = (*loads, "input", "output", "shared_prefix", "think_s")
         yield from ((f"bench.{key}", "bench.trace.path") for key in of_others)
         return
-    if options.rate:
+    if options.rate and options.concurrency:
         rate = ",".join(f"{each:g}" for each in options.rate)
         yield "bench.concurrency", f"bench.rate=[{rate}]: bench.rate=[] ends that"
-    yield "bench.trace", "bench.trace.path=null"
+    for key in ("speed", "scale", "block_size"):
+        yield f"bench.trace.{key}", "bench.trace.path=null"
     if options.api is Api.chat and options.prompts is not PromptKind.text:
         yield "bench.prompts", "bench.api=chat"
     if options.turns == 1:

@@ -57,3 +57,5 @@ def test_keys_that_are_read_are_not_named():
         "bench.output.mean=4",
     ]
     assert list(without_effect(options, typed)) == []
+    options = BenchOptions(rate=[1.0], concurrency=[])
+    assert list(without_effect(options, ["bench.concurrency=[]", "bench.trace.path=null"])) == []
