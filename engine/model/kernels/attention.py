@@ -59,7 +59,7 @@ class NativeAttention:
         self._dtype = dtype
         padded = facts.head_dim + -facts.head_dim % HEAD_STEP
         num_panels = -(-cache.num_blocks * cache.block_size // _PANEL)
-        self._cache_shape = (facts.num_key_value_heads, num_panels, 2, padded * _PANEL)
+        self._cache_shape = (num_panels, facts.num_key_value_heads, 2, padded * _PANEL)
         self._tables = rotary_tables(facts, settings.max_model_len)
         cos, sin = self._tables
         self._struct = AttentionStruct(
@@ -68,7 +68,6 @@ class NativeAttention:
             head_dim=facts.head_dim,
             padded=padded,
             block_size=cache.block_size,
-            num_panels=num_panels,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             scale=facts.head_dim**-0.5,
