@@ -99,7 +99,7 @@ class NativeAttention:
             for panel in range(block * size // _PANEL, -(-(block + 1) * size // _PANEL))
         }
         index = torch.tensor(sorted(panels), dtype=torch.int64)
-        cache[:, index] = cache[:, index].nan_to_num(0.0, 0.0, 0.0)
+        cache[index] = cache[index].nan_to_num(0.0, 0.0, 0.0)
 
     def tile_tokens(self, _start: int) -> int:
         return MAX_TILE_TOKENS
