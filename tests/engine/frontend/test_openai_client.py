@@ -122,8 +122,8 @@ def test_log_probabilities(front_end: RunningFrontEnd, num_top: int):
 @pytest.mark.parametrize(
     ("stop", "min_tokens", "text"),
     [
-        ("l", 0, "Hel"),
-        ("l", 4, "Hello worl"),
+        ("o", 0, "Hello"),
+        ("o", 5, "Hello wo"),
         (["ld", "world"], 4, "Hello world"),
         ("world", 8, None),  # it begins where it is not looked for
         ("x", 0, None),
@@ -159,7 +159,7 @@ def test_a_stop_string_at_the_end_of_a_stream(
         ({"prompt": "x" * 600}, openai.BadRequestError, "context_length_exceeded"),
         ({"prompt": "x" * 2**21}, openai.APIStatusError, "body_too_large"),
         ({"prompt": {}}, openai.BadRequestError, "invalid_type"),
-        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "unknown_parameter"),
+        ({"extra_body": {"temperatures": 1}}, openai.BadRequestError, "unknown_parameter"),
         ({"extra_headers": {"Content-Type": "text/plain"}}, openai.APIStatusError, None),
         ({"logprobs": 21}, openai.BadRequestError, "integer_above_max_value"),
         ({"stream_options": {}}, openai.BadRequestError, "invalid_value"),
