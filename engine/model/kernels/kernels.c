@@ -92,6 +92,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #include "cache.h"
 
+#include "softmax.h"
+
 #include "attention.h"
 #include "linear.h"
 
@@ -124,6 +126,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "cache.h"
+
+#include "softmax.h"
 
 #include "attention.h"
 #include "linear.h"
