@@ -32,7 +32,7 @@ from engine.model.operators import Linear, Norm
 
 COLD_BYTES = 256 << 20
 """More than the caches hold."""
-READ_BYTES, ITEM_BYTES = 16 << 20, 64 << 10
+READ_BYTES, ITEM_BYTES = 4 << 20, 64 << 10
 NUM_MULTIPLIED = 8
 """Items of products in registers, each some 0.1 ms."""
 SOURCE = Path(__file__).parent / "limits.c"
