@@ -126,7 +126,7 @@ class ProfileOptions:
     """Most requests that one rank runs in one step."""
     max_num_batched_tokens: int = option(2048, ge=1)
     """Most tokens that one step computes."""
-    max_step_s: float = option(0.1, gt=0, le=600)
+    max_step_s: float = option(0.15, gt=0, le=600)
     """Seconds that a step should take: prompts are computed in parts that fit beside the running
     requests, which wait no longer for their next tokens. A part has 64 tokens at least."""
     block_size: int = option(16, ge=1, le=1024)
