@@ -91,9 +91,9 @@ class Scheduler:
     """Continuous batching: decodes first, then prompts that have begun, then waiting ones.
 
     All by priority, then as they came. Prompts have a budget of tokens beside the decodes: longer
-    ones are computed in chunks. When blocks run out the last running request gives its blocks back and starts again
-    later (preemption by recompute); its tokens so far are kept. A waiting request never takes the
-    place of a running one.
+    ones are computed in chunks. When blocks run out the last running request gives its blocks back
+    and starts again later (preemption by recompute); its tokens so far are kept. A waiting request
+    never takes the place of a running one.
     """
 
     def __init__(
