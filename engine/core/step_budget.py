@@ -6,6 +6,8 @@ MIN_PROMPT_TOKENS = 64
 """Of prompts in a step, however long it takes: with fewer the cores wait for the weights, and all
 prompts together take longer. Source: products reach their full speed from 32 rows on
 (docs/performance.md)."""
+PROMPT_TOKENS_PER_DECODE = 2
+"""In a step at least: else prompts would hardly move beside many streams."""
 _SMOOTHING = 0.2
 """Weight of the newest step: one that was held up by other processes is soon forgotten."""
 
@@ -28,8 +30,9 @@ class StepBudget:
 
     def num_prompt_tokens(self, num_decodes: int) -> int:
         """Tokens of prompts beside so many decodes."""
-        in_time = max(self._num_in_time() - num_decodes, MIN_PROMPT_TOKENS)
-        return max(0, min(in_time, self.max_tokens - num_decodes))
+        least = max(MIN_PROMPT_TOKENS, PROMPT_TOKENS_PER_DECODE * num_decodes)
+        wanted = max(self._num_in_time() - num_decodes, least)
+        return max(0, min(wanted, self.max_tokens - num_decodes))
 
     def note(self, num_tokens: int, num_requests: int, step_s: float) -> None:
         """Takes what a step was and how long it took. Those with few prompts tell nothing."""

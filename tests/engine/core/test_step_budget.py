@@ -32,8 +32,16 @@ def test_what_fits_follows_the_newest_steps():
 def test_steps_with_few_tokens_of_prompts_say_nothing_about_prompts():
     budget = StepBudget(2048, max_step_s=0.1)
     budget.note(num_tokens=400, num_requests=2, step_s=0.2)
-    budget.note(num_tokens=64, num_requests=64, step_s=5.0)
+    budget.note(num_tokens=60, num_requests=50, step_s=5.0)
     assert budget.num_prompt_tokens(0) == 200
+
+
+def test_prompts_get_two_thirds_of_a_step_however_many_streams_run():
+    budget = StepBudget(2048, max_step_s=0.1)
+    budget.note(num_tokens=400, num_requests=2, step_s=0.2)
+    assert budget.num_prompt_tokens(60) == 140
+    assert budget.num_prompt_tokens(90) == 180
+    assert budget.num_prompt_tokens(2000) == 48
 
 
 def test_a_runner_that_needs_no_time_gets_all_that_is_allowed():
