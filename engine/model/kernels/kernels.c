@@ -74,6 +74,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 }
 
 #include "choice.h"
+#include "layers.h"
 #include "scores.h"
 
 #define NAME(name) name##_f32
