@@ -1,4 +1,4 @@
-"""Where the results of a benchmark go."""
+"""Where results are written: of a benchmark, of a sweep."""
 
 import contextlib
 import os
@@ -9,21 +9,19 @@ from launcher.bench.results import RESULTS_NAME, Results, encode
 from launcher.errors import Refused
 
 
-class ResultsDirectory:
+class OutputDirectory:
     """Made before anything is measured, so that nothing is measured in vain.
 
     Args:
         path: Relative to the working directory, or absolute.
+        key: The option that names it.
 
     Raises:
-        Refused: Nothing can be written there, or there are results already.
+        Refused: Nothing can be written there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        if self.results.exists():
-            message = f"bench.dir holds results already: {self.results}"
-            raise Refused(message, "bench.dir=... of a new one")
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
         self._made = [each for each in (path, *path.parents) if not each.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -32,22 +30,11 @@ class ResultsDirectory:
         if not os.access(path, os.W_OK):
             self._refuse("Permission denied")
 
-    @classmethod
-    def chosen(cls, path: str | None, name: str, now: datetime) -> "ResultsDirectory":
-        """The one that `bench.dir` names, or one of its own for each benchmark."""
-        if path is not None:
-            return cls(Path(path).expanduser())
-        return cls(Path("outputs", "bench", f"{now:%Y-%m-%d_%H-%M-%S}-{name}"))
-
-    @property
-    def results(self) -> Path:
-        return self._path / RESULTS_NAME
-
-    def write(self, results: Results) -> None:
+    def write(self, name: str, content: bytes) -> None:
         """Writes all or nothing."""
-        partial = self.results.with_suffix(".partial")
-        partial.write_bytes(encode(results))
-        partial.replace(self.results)
+        partial = (self.path / name).with_suffix(".partial")
+        partial.write_bytes(content)
+        partial.replace(self.path / name)
 
     def remove(self) -> None:
         """Removes what was made, if there is nothing in it."""
@@ -57,4 +44,37 @@ class ResultsDirectory:
 
     def _refuse(self, why: str) -> None:
         self.remove()
-        raise Refused(f"bench.dir cannot be written: {self._path} ({why})", "bench.dir=DIR")
+        raise Refused(f"{self.key} cannot be written: {self.path} ({why})", f"{self.key}=DIR")
+
+
+class ResultsDirectory(OutputDirectory):
+    """Of one benchmark.
+
+    Raises:
+        Refused: Nothing can be written there, or there are results already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if (path / RESULTS_NAME).exists():
+            message = f"bench.dir holds results already: {path / RESULTS_NAME}"
+            raise Refused(message, "bench.dir=... of a new one")
+        super().__init__(path, "bench.dir")
+
+    @classmethod
+    def chosen(cls, path: str | None, name: str, now: datetime) -> "ResultsDirectory":
+        """The one that `bench.dir` names, or one of its own for each benchmark."""
+        if path is not None:
+            return cls(Path(path).expanduser())
+        return cls(Path("outputs", "bench", stamped(name, now)))
+
+    @property
+    def results(self) -> Path:
+        return self.path / RESULTS_NAME
+
+    def write_results(self, results: Results) -> None:
+        self.write(RESULTS_NAME, encode(results))
+
+
+def stamped(name: str, now: datetime) -> str:
+    """`DATE_TIME-NAME`, a directory's name that sorts by time."""
+    return f"{now:%Y-%m-%d_%H-%M-%S}-{name}"
