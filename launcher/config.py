@@ -279,10 +279,9 @@ HYDRA_PLUGINS = "hydra_plugins.flotilla"
 def register() -> None:
     """Makes the schemas known to Hydra, outside the groups: there they would look like choices."""
     store = ConfigStore.instance()
-    launcher = {"_target_": f"{HYDRA_PLUGINS}.JobLauncher"}
-    sweeper = {"_target_": f"{HYDRA_PLUGINS}.JobSweeper", "max_batch_size": None, "params": None}
-    store.store(group="hydra/launcher", name="flotilla", node=launcher)
-    store.store(group="hydra/sweeper", name="flotilla", node=sweeper)
+    for kind, plugin in (("launcher", "JobLauncher"), ("sweeper", "JobSweeper")):
+        node = {"_target_": f"{HYDRA_PLUGINS}.{plugin}"}
+        store.store(group=f"hydra/{kind}", name="flotilla", node=node)
     store.store(name="launch_schema", node=LaunchConfig)
     for group, schemas in GROUP_SCHEMAS.items():
         for schema in schemas:

@@ -91,7 +91,7 @@ def bench_url(url: str, asked: Asked) -> int:
 
     def measure() -> None:
         run.url = server.url
-        run.model = asked.options.model or server.model()
+        run.model = server.model(asked.options.model)
         pid = asked.options.pid
         try:
             tree = process_tree(pid) if pid is not None else local_processes(server.members())

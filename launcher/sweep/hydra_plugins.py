@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
@@ -49,21 +50,26 @@ class JobLauncher(Launcher):
         return config
 
 
-class JobSweeper(BasicSweeper):
+class JobSweeper(Sweeper):
     """Every combination of the values typed, without a directory."""
 
     __module__ = HYDRA_PLUGINS
 
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._loader, self._config = hydra_context.config_loader, config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
     def sweep(self, arguments: list[str]) -> Any:
-        assert self.config is not None
-        assert self.launcher is not None
-        assert self.hydra_context is not None
-        for typed in self.config.hydra.overrides.hydra:
+        for typed in self._config.hydra.overrides.hydra:
             if typed.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir=")):
                 raise Refused(f"{typed.partition('=')[0]} is not read: {typed}", "sweep.dir=DIR")
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        (jobs,) = self.split_arguments(parser.parse_overrides(arguments), None)
-        return self.launcher.launch(jobs, initial_job_idx=0)
+        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
+        (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        return self._launcher.launch(jobs, initial_job_idx=0)
 
 
 def register_plugins(run_jobs: Callable[[Sequence[Composed]], None]) -> None:

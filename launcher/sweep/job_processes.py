@@ -109,7 +109,6 @@ class JobProcesses:
         stderr: IO[bytes] | None,
         kept_open: Sequence[int],
     ) -> subprocess.Popen[bytes]:
-        number = self.signal
         self._child = subprocess.Popen(
             [sys.executable, "-m", "launcher", *overrides],
             env=self._environment,
@@ -122,7 +121,7 @@ class JobProcesses:
             # It drains if we are killed.
             preexec_fn=lambda: _set_option(_PR_SET_PDEATHSIG, signal.SIGTERM),
         )
-        if self.signal is not None and self.signal != number:  # it came too early to be passed on
+        if self.signal is not None:  # it came too early to be passed on
             self._child.send_signal(self.signal)
         return self._child
 

@@ -48,7 +48,7 @@ class Progress:
         if not self._is_terminal:
             return
         job_s = time.monotonic() - self._job_began_s
-        line = f"    {duration(job_s)}; {self._line()}"
+        line = f"    {duration(job_s)}  {self._line()}"
         sys.stderr.write(f"{CLEAR}{line[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
@@ -65,7 +65,7 @@ class Progress:
             self._seconds, self._num_jobs - self._num_begun + 1, now_s - self._job_began_s
         )
         eta = "" if left_s is None else f", ETA {duration(left_s)}"
-        return f"{self._name}; sweep {duration(now_s - self._began_s)}{eta}"
+        return f"{self._name} ({duration(now_s - self._began_s)} so far{eta})"
 
 
 def eta_s(seconds: Sequence[float], num_left: int, running_s: float) -> float | None:
