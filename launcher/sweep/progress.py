@@ -36,36 +36,37 @@ class Progress:
     def begin(self, row: Row) -> None:
         self._num_begun += 1
         self._job_began_s = time.monotonic()
+        values = (f"{key}={value}" for key, value in row.swept.items())
         repetition = f", repetition {row.repetition + 1}" if row.repetition else ""
-        name = " ".join(f"{key}={value}" for key, value in row.swept.items())
-        self._name = f"job {self._num_begun} of {self._num_jobs}" + (f": {name}" if name else "")
-        self._name += repetition
-        sys.stderr.write(f"{self._line()}\n")
-        self.tick()
+        name = " ".join(("", *values)) + repetition
+        self._name = f"job {self._num_begun} of {self._num_jobs}:{name}".rstrip(":")
+        if self._is_terminal:
+            self.tick()
+        else:
+            sys.stderr.write(f"{self._name} ({self._times()})\n")
 
     def tick(self) -> None:
         """Shows the time that passes, where a terminal can show it."""
         if not self._is_terminal:
             return
         job_s = time.monotonic() - self._job_began_s
-        line = f"    {duration(job_s)}  {self._line()}"
+        line = f"{self._name}  {duration(job_s)} ({self._times()})"
         sys.stderr.write(f"{CLEAR}{line[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
     def end(self, row: Row) -> None:
         if self._is_terminal:
-            sys.stderr.write(CLEAR)
+            sys.stderr.write(f"{CLEAR}{self._name}\n")
         if row.outcome is Outcome.valid:  # one that crashes at once says nothing of the others
             self._seconds.append(row.seconds)
         sys.stderr.write(f"    {finished(row)}\n")
 
-    def _line(self) -> str:
+    def _times(self) -> str:
         now_s = time.monotonic()
-        left_s = eta_s(
-            self._seconds, self._num_jobs - self._num_begun + 1, now_s - self._job_began_s
-        )
+        num_left = self._num_jobs - self._num_begun + 1
+        left_s = eta_s(self._seconds, num_left, now_s - self._job_began_s)
         eta = "" if left_s is None else f", ETA {duration(left_s)}"
-        return f"{self._name} ({duration(now_s - self._began_s)} so far{eta})"
+        return f"sweep {duration(now_s - self._began_s)}{eta}"
 
 
 def eta_s(seconds: Sequence[float], num_left: int, running_s: float) -> float | None:

@@ -25,7 +25,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     [
         (["dp=1,2,0"], "dp=0: dp must be at least 1: 0", "dp=1"),
         (["dp=1,x"], "dp must be a whole number: x", "dp=1"),
-        (["dp=1,2", "nam=a"], "there is no option nam: nam=a", "name=a"),
+        (["dp=1,2", "namee=a"], "there is no option namee: namee=a", "name=a"),
         (
             ["profile.max_model_len=512,9999"],
             "profile.max_model_len=9999: profile.max_model_len must be at most the model's limit",

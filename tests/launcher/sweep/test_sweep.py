@@ -14,7 +14,7 @@ import pytest
 from launcher.sweep.rows import Outcome, Sweep, decode, encode
 from tests.running import Launcher, ask, assert_ended, launched
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(500)
 
 TINY_LOAD = (
     *("action=bench", "model=dummy", "coordinator.metrics_interval_s=0.1"),
@@ -23,7 +23,7 @@ TINY_LOAD = (
 )
 STEPS = "model.step_s=0.001,0.002"
 ENDLESS = "model.step_s=60"
-END_S = 120
+END_S = 200
 
 
 def sweep_in(directory: Path) -> Sweep:
