@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
-from launcher.errors import Interrupted, LauncherError, Refused, report
+from launcher.errors import Interrupted, LauncherError, Refused, report, warn
 from launcher.sweep.jobs import Job, Typed
 
 if TYPE_CHECKING:
@@ -219,11 +219,6 @@ def launch(config: LaunchConfig, overrides: Sequence[str], typed: Typed) -> int:
                 return carry_out(action, found, config, overrides)
         case _ as never:
             assert_never(never)
-
-
-def warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stderr.write(f"warning: {line}\n")
 
 
 def carry_out(

@@ -6,7 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.bench.results import RESULTS_NAME, Results, encode
-from launcher.errors import Refused
+from launcher.errors import LauncherError, Refused
+
+
+class NotWritten(LauncherError):
+    """What was measured cannot be kept."""
 
 
 class OutputDirectory:
@@ -31,10 +35,24 @@ class OutputDirectory:
             self._refuse("Permission denied")
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes all or nothing."""
+        """Writes all or nothing.
+
+        Raises:
+            NotWritten: The disk is full, or the directory is gone and cannot be made again.
+        """
         partial = (self.path / name).with_suffix(".partial")
-        partial.write_bytes(content)
-        partial.replace(self.path / name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(self.path / name)
+        except OSError as problem:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            self.remove()
+            raise NotWritten(
+                f"the results cannot be written: {self.path / name} ({problem.strerror})",
+                f"{self.key}=DIR on a disk with room",
+            ) from problem
 
     def remove(self) -> None:
         """Removes what was made, if there is nothing in it."""

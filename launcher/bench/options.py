@@ -115,7 +115,8 @@ class BenchOptions:
     """Times that it is measured, each time from its start; with -m all variants once, then all
     again. More than 1 is a sweep, which shows how far the figures spread."""
     seed: int = option(0, ge=0)
-    """The same seed gives the same load."""
+    """The same seed gives the same load; with `bench.url` other prompts of the same lengths, which
+    the server cannot have cached."""
     api: Api = Api.completions
     """Interface that takes the load: completions, chat."""
     prompts: PromptKind = PromptKind.token_ids

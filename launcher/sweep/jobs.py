@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.api_keys import without_keys
 from launcher.config import LaunchConfig
 from launcher.config_checks import check
 from launcher.errors import Refused
@@ -31,8 +32,9 @@ class Typed:
     is_multirun: bool
 
     def again(self, directory: str) -> list[str]:
-        """The command line that goes on with the sweep in a directory."""
-        others = [text for text in self.overrides if _key(text) != "sweep.dir"]
+        """The command line that goes on with the sweep in a directory, less API keys."""
+        typed = without_keys(self.overrides)
+        others = [text for text in typed if _key(text) != "sweep.dir"]
         multirun = ["-m"] if self.is_multirun else []
         where = quoted("sweep.dir", directory)
         return ["python", "-m", "launcher", *self.flags, *multirun, *others, where]
@@ -106,6 +108,7 @@ def swept_values(job: Job, keys: Sequence[str]) -> dict[str, str]:
 def measured_config(config: LaunchConfig) -> dict[str, Any]:
     """All of a config that says what is measured, as plain values: equal ones measure the same."""
     values = asdict(config) if config.bench.url is None else {"bench": asdict(config.bench)}
+    values.get("frontend", {}).pop("api_keys", None)  # they are not written down
     as_in_a_file: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
     return without_the_sweep(as_in_a_file)
 

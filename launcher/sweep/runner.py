@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from engine.wording import counted
+from launcher.api_keys import without_keys
 from launcher.bench.environment import read_environment
 from launcher.errors import Refused
 from launcher.sweep.directory import LOG_NAME, SweepDirectory
@@ -51,7 +52,7 @@ class BenchSweep:
         processes: JobProcesses,
     ) -> None:
         self._typed, self._directory, self._processes = typed, directory, processes
-        config = variants[0].config
+        self._variants, config = variants, variants[0].config
         self._options: SweepOptions = config.sweep
         self._num_repetitions = config.bench.repeat
         environment = read_environment()
@@ -70,7 +71,7 @@ class BenchSweep:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self._sweep = Sweep(
             created=before.created if before is not None else now,
-            overrides=list(typed.overrides),
+            overrides=without_keys(typed.overrides),
             environment=environment,
             slo=asdict(config.bench.slo),
             rows=rows,
@@ -83,7 +84,7 @@ class BenchSweep:
             0: every job is valid. 1: one is not. 128 and the signal: interrupted.
 
         Raises:
-            OSError: The directory cannot be written any more.
+            NotWritten, OSError: The directory cannot be written any more.
         """
         rows = self._sweep.rows
         order = [
@@ -102,7 +103,8 @@ class BenchSweep:
             if self._processes.signal is not None:
                 break
             progress.begin(rows[index])
-            rows[index] = self._run_job(rows[index], progress)
+            job = self._variants[index // self._num_repetitions]
+            rows[index] = self._run_job(job, rows[index], progress)
             self._directory.write_sweep(self._sweep)
             progress.end(rows[index])
             self._tell_failure(rows[index])
@@ -116,7 +118,7 @@ class BenchSweep:
         keys = swept_keys(variants)
         return [
             Row(
-                overrides=list(job.overrides),
+                overrides=without_keys(job.overrides),
                 swept=swept_values(job, keys),
                 repetition=repetition,
                 outcome=Outcome.not_run,
@@ -130,12 +132,12 @@ class BenchSweep:
             for repetition in self._repetitions
         ]
 
-    def _run_job(self, row: Row, progress: Progress) -> Row:
+    def _run_job(self, job: Job, row: Row, progress: Progress) -> Row:
         path = self._directory.for_job(row.directory)
         own = ("bench.repeat=1", quoted("bench.dir", str(path)))
         with open(path / LOG_NAME, "wb") as log:
             ended = self._processes.run(
-                [*self._typed.flags, *row.overrides, *own],
+                [*self._typed.flags, *job.overrides, *own],
                 timeout_s=self._options.timeout_s,
                 end_s=self._options.end_s,
                 stdout=log,

@@ -55,12 +55,12 @@ def test_a_single_job_is_refused_as_without_a_sweep():
 def test_the_command_line_that_goes_on_can_be_typed_as_it_stands():
     typed = Typed(
         flags=("--config-dir=my conf",),
-        overrides=("dp=1,2", "sweep.dir=old", "bench.concurrency=[1,2]"),
+        overrides=("dp=1,2", "sweep.dir=old", "frontend.api_keys=[secret]"),
         is_multirun=True,
     )
     again = typed.again("a directory")
     assert again[3:] == [
-        *("--config-dir=my conf", "-m", "dp=1,2", "bench.concurrency=[1,2]"),
+        *("--config-dir=my conf", "-m", "dp=1,2", "frontend.api_keys=KEYS"),
         'sweep.dir="a directory"',
     ]
     assert shlex.split(shlex.join(again)) == again

@@ -14,7 +14,7 @@ import pytest
 from launcher.sweep.rows import Outcome, Sweep, decode, encode
 from tests.running import Launcher, ask, assert_ended, launched
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(900)
 
 TINY_LOAD = (
     *("action=bench", "model=dummy", "coordinator.metrics_interval_s=0.1"),
@@ -23,7 +23,7 @@ TINY_LOAD = (
 )
 STEPS = "model.step_s=0.001,0.002"
 ENDLESS = "model.step_s=60"
-END_S = 200
+END_S = 400
 
 
 def sweep_in(directory: Path) -> Sweep:
@@ -154,9 +154,13 @@ def test_a_job_that_crashes_is_a_row(runtime, tmp_path: Path):
 
 
 def test_repetitions_need_no_flag(runtime, tmp_path: Path):
-    overrides = (*TINY_LOAD, "bench.repeat=2", f"sweep.dir={tmp_path}")
+    keys = "frontend.api_keys=[a-secret]"
+    overrides = (*TINY_LOAD, keys, "bench.repeat=2", f"sweep.dir={tmp_path}")
     with launched(*overrides, runtime_directory=runtime) as launcher:
         assert launcher.end(END_S) == 0, launcher.output
+        assert "a-secret" not in launcher.output
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"a-secret" in path.read_bytes()]
     assert outcomes(tmp_path) == ["valid", "valid"]
     assert [row.swept for row in sweep_in(tmp_path).rows] == [{}, {}]
 
