@@ -170,6 +170,7 @@ def make_settings(num_ranks: int) -> Settings:
         max_model_len=512,
         max_num_seqs=64,
         max_num_batched_tokens=1024,
+        max_step_s=0.15,
         cache=CacheSettings(block_size=16, num_blocks=512, prefix_caching=True),
         frontend=FrontendOptions(),
         balancer=BalancerOptions(),

@@ -125,7 +125,11 @@ class ProfileOptions:
     max_num_seqs: int = option(128, ge=1, le=65536)
     """Most requests that one rank runs in one step."""
     max_num_batched_tokens: int = option(2048, ge=1)
-    """Token budget of one step."""
+    """Most tokens that one step computes."""
+    max_step_s: float = option(0.15, gt=0, le=600)
+    """Seconds that a step should take: prompts are computed in parts that fit beside the running
+    requests, which wait no longer for their next tokens. A part has at least 64 tokens, and two for
+    each running request."""
     block_size: int = option(16, ge=1, le=1024)
     """Tokens in one block of the KV cache."""
     kv_cache_bytes: str = "auto"
@@ -279,6 +283,7 @@ class Settings:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_step_s: float
     cache: CacheSettings
     frontend: FrontendOptions
     balancer: BalancerOptions

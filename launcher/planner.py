@@ -189,6 +189,7 @@ def _settings(
         max_model_len=decisions.max_model_len,
         max_num_seqs=config.profile.max_num_seqs,
         max_num_batched_tokens=config.profile.max_num_batched_tokens,
+        max_step_s=config.profile.max_step_s,
         cache=decisions.cache,
         frontend=config.frontend.without_secrets(),
         balancer=config.balancer,

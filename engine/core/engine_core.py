@@ -9,6 +9,7 @@ from engine.core.block_manager import BlockManager
 from engine.core.engine_metrics import EngineMetrics
 from engine.core.request import Request, RequestKey, RequestRefused
 from engine.core.scheduler import Produced, Scheduled, Scheduler
+from engine.core.step_budget import StepBudget
 from engine.metrics import (
     KV_CACHE_USAGE,
     NUM_PREEMPTIONS,
@@ -31,10 +32,11 @@ class EngineCore:
         cache = settings.cache
         self._runner = runner
         self._blocks = BlockManager(cache.num_blocks, cache.block_size, cache.prefix_caching)
+        self._budget = StepBudget(settings.max_num_batched_tokens, settings.max_step_s)
         self._scheduler = Scheduler(
             self._blocks,
             max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
+            budget=self._budget,
             max_model_len=settings.max_model_len,
             eos_token_ids=settings.facts.eos_token_ids,
         )
@@ -133,9 +135,10 @@ class EngineCore:
             self._fail(produced[index])
         if spoilt:
             self._runner.erase([block for block in spoilt if not self._blocks.is_held(block)])
-        self._metrics.note_step(
-            began_s, time.perf_counter(), scheduled, produced, self._scheduler.admitted
-        )
+        ended_s = time.perf_counter()
+        num_tokens = sum([item.num_tokens for item in scheduled])
+        self._budget.note(num_tokens, len(scheduled), ended_s - began_s)
+        self._metrics.note_step(began_s, ended_s, num_tokens, produced, self._scheduler.admitted)
         if logger.isEnabledFor(logging.DEBUG):
             for item in produced:
                 if item.finish_reason is not None:

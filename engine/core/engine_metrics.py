@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from engine.config import Role
 from engine.core.request import Request
-from engine.core.scheduler import Produced, Scheduled
+from engine.core.scheduler import Produced
 from engine.metrics import (
     E2E_REQUEST_LATENCY,
     GENERATION_TOKENS,
@@ -56,13 +56,14 @@ class EngineMetrics:
         self,
         began_s: float,
         ended_s: float,
-        scheduled: Sequence[Scheduled],
+        num_tokens: int,
         produced: Sequence[Produced],
         admitted: Iterable[Request],
     ) -> None:
         """Takes one step's work and outcome.
 
         Args:
+            num_tokens: Computed, of prompts and outputs.
             admitted: Requests that ran for the first time.
         """
         values = self.values
@@ -74,7 +75,7 @@ class EngineMetrics:
         elapsed_s = ended_s - began_s
         self.step_s += (elapsed_s - self.step_s) * (_SMOOTHING if self.step_s else 1.0)
         values.observe(STEP_TIME, elapsed_s)
-        values.observe(ITERATION_TOKENS, sum([item.num_tokens for item in scheduled]))
+        values.observe(ITERATION_TOKENS, num_tokens)
         values.add(GENERATION_TOKENS, len(produced))
         self._note_tokens(produced, ended_s)
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from engine.core.block_manager import BlockManager
 from engine.core.request import Request, RequestKey, RequestRefused
+from engine.core.step_budget import StepBudget
 from engine.protocol import FinishReason, RequestOutput
 from engine.sampling import TokenLogprobs
 
@@ -90,25 +91,25 @@ class WaitingRequests:
 
 
 class Scheduler:
-    """Continuous batching: running requests first, then waiting ones, in a budget.
+    """Continuous batching: decodes first, then prompts that have begun, then waiting ones.
 
-    Both by priority, then as they came. The budget is of tokens: a longer prompt is computed in
-    chunks. When blocks run out the last running request gives its blocks back and starts again
-    later (preemption by recompute); its tokens so far are kept. A waiting request never takes the
-    place of a running one.
+    All by priority, then as they came. Prompts have a budget of tokens beside the decodes: longer
+    ones are computed in chunks. When blocks run out the last running request gives its blocks back
+    and starts again later (preemption by recompute); its tokens so far are kept. A waiting request
+    never takes the place of a running one.
     """
 
     def __init__(
         self,
         blocks: BlockManager,
         max_num_seqs: int,
-        max_num_batched_tokens: int,
+        budget: StepBudget,
         max_model_len: int,
         eos_token_ids: Collection[int],
     ) -> None:
         self._blocks = blocks
         self._max_num_seqs = max_num_seqs
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self._budget = budget
         self._max_model_len = max_model_len
         self._eos_token_ids = frozenset(eos_token_ids)
         self._waiting = WaitingRequests()
@@ -173,9 +174,9 @@ class Scheduler:
         `admitted` are the requests of it that run for the first time.
         """
         self.admitted = []
-        scheduled = list(self._schedule_running())
-        budget = self._max_num_batched_tokens - sum(item.num_tokens for item in scheduled)
-        scheduled += self._schedule_waiting(budget)
+        scheduled = self._schedule_decodes()
+        budget = self._budget.num_prompt_tokens(len(scheduled))
+        scheduled += self._schedule_prompts(budget)
         assert scheduled or not self._by_key, "requests, but none can run"
         return scheduled
 
@@ -190,17 +191,18 @@ class Scheduler:
                 produced.append(self._take_token(request, next(tokens)))
         return produced
 
-    def _schedule_running(self) -> Iterator[Scheduled]:
-        budget = self._max_num_batched_tokens
+    def _schedule_decodes(self) -> list[Scheduled]:
+        scheduled: list[Scheduled] = []
         index = 0
-        while index < len(self._running) and budget:
+        while index < len(self._running) and len(scheduled) < self._budget.max_tokens:
             request = self._running[index]
-            if not self._make_room(request):
-                continue  # it was preempted itself: the list is shorter now
-            item = self._take_part(request, budget)
-            budget -= item.num_tokens
-            index += 1
-            yield item
+            if request.num_uncomputed > 1:  # a prompt: it has its blocks
+                index += 1
+            elif self._make_room(request):
+                scheduled.append(self._take_part(request, 1))
+                index += 1
+            # else it was preempted itself: the list is shorter now
+        return scheduled
 
     def _make_room(self, request: Request) -> bool:
         while not self._blocks.grow(request):
@@ -213,8 +215,13 @@ class Scheduler:
                 return False
         return True
 
-    def _schedule_waiting(self, budget: int) -> Iterator[Scheduled]:
-        while self._waiting and budget and len(self._running) < self._max_num_seqs:
+    def _schedule_prompts(self, budget: int) -> Iterator[Scheduled]:
+        for request in self._running:
+            if budget and request.num_uncomputed > 1:
+                item = self._take_part(request, budget)
+                budget -= item.num_tokens
+                yield item
+        while budget and self._waiting and len(self._running) < self._max_num_seqs:
             request = self._waiting.first()
             if not self._blocks.admit(request):
                 return

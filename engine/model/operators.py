@@ -4,14 +4,14 @@
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from engine.config import Kernels, Settings, may_be_native
 from engine.errors import KernelError
-from engine.model.batch import Layout
+from engine.model.batch import Ints, Layout
 from engine.model.choice import Sampler
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,31 @@ class Attention(Protocol):
         ...
 
 
+class DecoderLayer(NamedTuple):
+    """What a layer of a decoder is made of."""
+
+    qkv: Linear
+    attention: AttentionLayer
+    out: Linear
+    gate_up: Linear
+    down: Linear
+
+
+class Layers(Protocol):
+    """All layers of a decoder, one after the other."""
+
+    def __call__(
+        self, x: torch.Tensor, caches: Sequence[Any], step: Any, rows: Ints
+    ) -> torch.Tensor:
+        """[tokens, hidden size] to the hidden states [len(rows), hidden size] of these tokens.
+
+        Args:
+            x: It may be overwritten.
+            caches: One per layer.
+        """
+        ...
+
+
 class Operators(Protocol):
     """Makes the layers of one model."""
 
@@ -113,6 +138,14 @@ class Operators(Protocol):
         ...
 
     def attention(self) -> Attention: ...
+
+    def layers(self, layers: Sequence[DecoderLayer], on_layer: Callable[[], None]) -> Layers:
+        """All layers of a model, made here.
+
+        Args:
+            on_layer: Called after each of them, or some of them: a sign of life.
+        """
+        ...
 
     def sampler(self) -> Sampler: ...
 

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine.config import Device, DType, Settings
 from engine.errors import CapacityError
-from engine.model.batch import Ints, lay_out
+from engine.model.batch import lay_out
 from engine.model.decoder import Decoder
 from engine.model.loader import Checkpoint
 from engine.model.logprobs import token_logprobs
@@ -100,15 +101,15 @@ class TorchRunner:
 
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk]) -> StepResult:
-        hidden_states, scored_rows, sampled_rows = self._compute(chunks)
-        result = StepResult([], prompt_logprobs=self._score(hidden_states, scored_rows, chunks))
+        sampled, scored = self._compute(chunks)
+        result = StepResult([], prompt_logprobs=self._score(scored, chunks))
         rows = [
             Row(chunk.sampling, chunk.output_index, chunk.edits)
             for chunk in chunks
             if chunk.sampling is not None
         ]
         if rows:
-            logits = self._logits(hidden_states, sampled_rows)
+            logits = self._model.logits(sampled)
             result.token_ids, result.logprobs, result.failed = sample(logits, rows, self._sampler)
         return result
 
@@ -120,25 +121,23 @@ class TorchRunner:
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks and gives what `execute` would choose from, [rows, V]."""
-        hidden_states, _, sampled_rows = self._compute(chunks)
-        return self._logits(hidden_states, sampled_rows)
+        sampled, _ = self._compute(chunks)
+        return self._model.logits(sampled)
 
-    def _compute(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, Ints, Ints]:
-        """Computes the chunks: hidden states [T, E], and which rows are scored and sampled."""
+    def _compute(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes the chunks: hidden states [rows, E] that are sampled, and that are scored."""
         layout = lay_out(chunks, self._settings.cache.block_size, self._attention.tile_tokens)
         hidden_states = self._model.hidden_states(
             torch.from_numpy(layout.token_ids).to(self._device),
             self._attention.begin_step(layout),
             self._caches,
+            np.concatenate((layout.sampled_rows, layout.scored_rows)),
         )
-        return hidden_states, layout.scored_rows, layout.sampled_rows
-
-    def _logits(self, hidden_states: torch.Tensor, rows: Ints) -> torch.Tensor:
-        index = torch.from_numpy(rows).to(self._device)
-        return self._model.logits(hidden_states.index_select(0, index))
+        num_sampled = len(layout.sampled_rows)
+        return hidden_states[:num_sampled], hidden_states[num_sampled:]
 
     def _score(
-        self, hidden_states: torch.Tensor, rows: Ints, chunks: Sequence[Chunk]
+        self, hidden_states: torch.Tensor, chunks: Sequence[Chunk]
     ) -> dict[int, list[TokenLogprobs]]:
         """The log-probabilities of prompt tokens, by chunk, a few tokens at a time."""
         scorings = {
@@ -153,7 +152,7 @@ class TorchRunner:
         for begin in range(0, len(wanted), SCORED_ROWS):
             part = slice(begin, begin + SCORED_ROWS)
             token_ids, num_top = zip(*wanted[part], strict=True)
-            logits = self._logits(hidden_states, rows[part])
+            logits = self._model.logits(hidden_states[part])
             targets = torch.tensor(token_ids, device=self._device)
             scores += token_logprobs(logits, targets, num_top, self._sampler)
             self._on_layer()

@@ -39,6 +39,7 @@ def make_settings(directory: Path, **changes: Any) -> Settings:
         max_model_len=512,
         max_num_seqs=64,
         max_num_batched_tokens=1024,
+        max_step_s=0.15,
         cache=replace(cache, **changes.pop("cache", {})),
         frontend=FrontendOptions(port=0),
         balancer=BalancerOptions(),

@@ -71,8 +71,8 @@ def test_each_model_choice_sets_its_kind(kind: ModelKind):
 
 def test_profiles_differ_only_in_batch_sizes():
     low, high = composed("profile=low_latency").profile, composed("profile=high_throughput").profile
-    assert (low.max_num_seqs, low.max_num_batched_tokens) == (16, 512)
-    assert (high.max_num_seqs, high.max_num_batched_tokens) == (512, 8192)
+    assert (low.max_num_seqs, low.max_num_batched_tokens, low.max_step_s) == (16, 512, 0.05)
+    assert (high.max_num_seqs, high.max_num_batched_tokens, high.max_step_s) == (512, 8192, 1.0)
     assert low.block_size == high.block_size == ProfileOptions().block_size
 
 

@@ -113,6 +113,10 @@ class NativeAttentionLayer:
 
     Args:
         tensors: What the struct has addresses of.
+
+    Attributes:
+        function: The kernel, which takes the layer by its `address`.
+        scratch_bytes: Memory that it writes in passing.
     """
 
     def __init__(
@@ -123,23 +127,23 @@ class NativeAttentionLayer:
         dtype: torch.dtype,
         tensors: Sequence[torch.Tensor],
     ) -> None:
-        self._attend, self._team = library.attention, team
+        self.function, self._team = library.attention, team
         self._struct, self._tensors, self._dtype = struct, tensors, dtype
         self._out_features = struct.num_kv_heads * struct.group_size * struct.head_dim
-        self._scratch_bytes = team.num_threads * struct.scratch_bytes
-        self._address = ctypes.addressof(struct)
+        self.scratch_bytes = team.num_threads * struct.scratch_bytes
+        self.address = ctypes.addressof(struct)
 
     def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, step: NativeStep) -> torch.Tensor:
         assert qkv.is_contiguous()  # the kernel reads plain memory
         assert qkv.dtype == self._dtype
         attended = torch.empty((step.num_tokens, self._out_features), dtype=self._dtype)
-        self._attend(
-            self._address,
+        self.function(
+            self.address,
             step.address,
             qkv.data_ptr(),
             cache.data_ptr(),
             attended.data_ptr(),
-            self._team.scratch(self._scratch_bytes),
+            self._team.scratch(self.scratch_bytes),
             self._team.pool,
         )
         return attended

@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -57,6 +57,28 @@ class StepStruct(Structure):
     ]
 
 
+class DecoderLayerStruct(Structure):
+    """`struct decoder_layer`."""
+
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("qkv", "out", "gate_up", "down")),
+        *((f"multiply_{name}", c_void_p) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("attention", "attend", "cache")),
+        ("is_last", c_int64),
+    ]
+
+
+class DecoderStepStruct(Structure):
+    """`struct decoder_step`."""
+
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("attention", "x", "qkv", "attended", "gated", "scratch")),
+        *((name, c_void_p) for name in ("rows", "hidden")),
+        ("num_rows", c_int64),
+        ("element_bytes", c_int64),
+    ]
+
+
 class Library:
     """The kernels for one type of element."""
 
@@ -74,6 +96,9 @@ class Library:
         self.attention = library[f"attention_{suffix}"]
         self.attention.argtypes = [c_void_p] * 7
         self.attention.restype = None
+        self.decode_layers = library["decode_layers"]
+        self.decode_layers.argtypes = [c_void_p, c_int64, POINTER(DecoderStepStruct), c_void_p]
+        self.decode_layers.restype = None
         self.choose = library["choose"]
         self.choose.argtypes = [c_void_p] * 4 + [c_int64, c_int64, c_void_p]
         self.choose.restype = None
@@ -113,6 +138,11 @@ class Team:
         if self._memory.numel() < num_bytes:
             self._memory = torch.empty(num_bytes, dtype=torch.uint8)
         return self._memory.data_ptr()
+
+
+def address_of(function: Any) -> int | None:
+    """Where a function of a library is, for others of it to call."""
+    return ctypes.cast(function, c_void_p).value
 
 
 def best_library(dtype: torch.dtype) -> Library:

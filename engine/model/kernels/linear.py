@@ -13,7 +13,12 @@ _GROUP_PANELS = 4
 
 
 class NativeLinear:
-    """Weights packed once, in the layout that linear.h describes."""
+    """Weights packed once, in the layout that linear.h describes.
+
+    Attributes:
+        function: The kernel, which takes the layer by its `address`.
+        num_weights: Elements of the weight.
+    """
 
     def __init__(
         self,
@@ -25,9 +30,10 @@ class NativeLinear:
         gated: bool = False,
         float32_out: bool = False,
     ) -> None:
-        self._multiply, self._team = library.linear, team
+        self.function, self._team = library.linear, team
         num_columns, in_features = weight.shape
-        self._out_features = num_columns // 2 if gated else num_columns
+        self.in_features, self.num_weights = in_features, weight.numel()
+        self.out_features = num_columns // 2 if gated else num_columns
         self._dtype = weight.dtype
         self._out_dtype = torch.float32 if float32_out else weight.dtype
         self._row_bytes = -(-in_features // library.depth) * library.depth * 4
@@ -43,29 +49,33 @@ class NativeLinear:
             bias=None if bias is None else bias.data_ptr(),
             norm=None if norm_weight is None else norm_weight.data_ptr(),
             in_features=in_features,
-            out_features=self._out_features,
+            out_features=self.out_features,
             eps=0.0 if norm is None else norm.eps,
             gated=gated,
             float_out=float32_out,
         )
-        self._address = ctypes.addressof(self._struct)
+        self.address = ctypes.addressof(self._struct)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         rows, in_features = x.shape
         assert x.is_contiguous()  # the kernel reads plain memory
         assert x.dtype == self._dtype
-        assert in_features == self._struct.in_features
-        y = torch.empty((rows, self._out_features), dtype=self._out_dtype)
-        self._multiply(
-            self._address,
+        assert in_features == self.in_features
+        y = torch.empty((rows, self.out_features), dtype=self._out_dtype)
+        self.function(
+            self.address,
             x.data_ptr(),
             None if residual is None else residual.data_ptr(),
             y.data_ptr(),
-            self._team.scratch(rows * self._row_bytes),
+            self._team.scratch(self.scratch_bytes(rows)),
             rows,
             self._team.pool,
         )
         return y
+
+    def scratch_bytes(self, num_rows: int) -> int:
+        """Memory that the kernel writes in passing."""
+        return num_rows * self._row_bytes
 
 
 def pack(weight: torch.Tensor, depth: int) -> torch.Tensor:

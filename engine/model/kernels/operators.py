@@ -1,13 +1,16 @@
 """The operators of a model by C kernels of ours, for the CPU."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from engine.config import Settings
 from engine.model.kernels.attention import NativeAttention
 from engine.model.kernels.binding import Library, Team, best_library
+from engine.model.kernels.layers import NativeLayers
 from engine.model.kernels.linear import NativeLinear
 from engine.model.kernels.sampler import NativeSampler
-from engine.model.operators import Linear, Norm
+from engine.model.operators import DecoderLayer, Linear, Norm
 
 
 class NativeOperators:
@@ -46,6 +49,9 @@ class NativeOperators:
         float32_out: bool = False,
     ) -> Linear:
         return NativeLinear(self._library, self._team, weight, bias, norm, gated, float32_out)
+
+    def layers(self, layers: Sequence[DecoderLayer], on_layer: Callable[[], None]) -> NativeLayers:
+        return NativeLayers(self._library, self._team, layers, self._dtype, on_layer)
 
     def sampler(self) -> NativeSampler:
         return NativeSampler(self._library, self._team)

@@ -5,7 +5,7 @@ import pytest
 from engine.core.engine_core import EngineCore
 from engine.core.engine_metrics import EngineMetrics
 from engine.core.request import Request, RequestKey
-from engine.core.scheduler import Produced, Scheduled
+from engine.core.scheduler import Produced
 from engine.metrics import MetricValue
 from engine.model.dummy_runner import DummyRunner
 from engine.protocol import AddRequest, FinishReason
@@ -122,10 +122,10 @@ def test_times_are_taken_from_arrival_to_first_token_and_between_tokens():
         for index in range(2)
     ]
     both = [Produced(request, 7, None) for request in requests]
-    metrics.note_step(12.0, 13.0, [Scheduled(r, 3) for r in requests], both, requests)
-    metrics.note_step(13.0, 13.5, [Scheduled(r, 1) for r in requests], both, [])
+    metrics.note_step(12.0, 13.0, 6, both, requests)
+    metrics.note_step(13.0, 13.5, 2, both, [])
     last = [Produced(requests[0], 7, FinishReason.stop)]
-    metrics.note_step(13.5, 14.0, [Scheduled(requests[0], 1)], last, [])
+    metrics.note_step(13.5, 14.0, 1, last, [])
     sums = {value.name: value for value in metrics.values.values()}
     assert sums["time_to_first_token_seconds"].value == 3.0 + 2.0
     assert sums["request_queue_time_seconds"].value == 2.0 + 1.0

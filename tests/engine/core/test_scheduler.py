@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.core.block_manager import BlockManager
 from engine.core.request import Request, RequestKey
 from engine.core.scheduler import Produced, Scheduler
+from engine.core.step_budget import StepBudget
 from engine.protocol import OUTPUT_HORIZON, FinishReason
 from engine.sampling import SamplingParams
 
@@ -20,7 +21,7 @@ EOS = 9
 
 def make_scheduler(num_blocks=64, max_num_seqs=8, budget=32, max_model_len=64) -> Scheduler:
     blocks = BlockManager(num_blocks, BLOCK, prefix_caching=True)
-    return Scheduler(blocks, max_num_seqs, budget, max_model_len, [EOS])
+    return Scheduler(blocks, max_num_seqs, StepBudget(budget, max_step_s=1.0), max_model_len, [EOS])
 
 
 def make_request(
@@ -61,6 +62,25 @@ def test_running_requests_come_before_waiting_ones():
     step(scheduler)
     scheduler.add(make_request(1, [2] * 20))
     assert step(scheduler)[0] == {0: 1, 1: 7}
+
+
+def test_decodes_come_before_a_prompt_that_is_more_urgent():
+    scheduler = make_scheduler(budget=8)
+    scheduler.add(make_request(0, [1] * 4))
+    step(scheduler)
+    scheduler.add(make_request(1, [2] * 20, priority=-1))
+    assert [step(scheduler)[0] for _ in range(3)] == [{0: 1, 1: 7}, {0: 1, 1: 7}, {0: 1, 1: 6}]
+
+
+def test_prompts_take_what_fits_into_the_time_of_a_step():
+    budget = StepBudget(max_tokens=1000, max_step_s=0.1)
+    scheduler = Scheduler(BlockManager(1000, BLOCK, prefix_caching=True), 8, budget, 1000, [EOS])
+    budget.note(num_tokens=200, num_requests=1, step_s=0.2)
+    scheduler.add(make_request(0, [1] * 4))
+    step(scheduler)
+    for index in (1, 2):
+        scheduler.add(make_request(index, [index + 1] * 90))
+    assert [step(scheduler)[0] for _ in range(2)] == [{0: 1, 1: 90, 2: 9}, {0: 1, 1: 1, 2: 81}]
 
 
 def test_no_more_requests_run_than_allowed():
@@ -187,7 +207,7 @@ def test_a_preempted_request_is_computed_anew_with_its_outputs():
 
 def test_an_aborted_request_frees_its_blocks():
     blocks = BlockManager(8, BLOCK, prefix_caching=True)
-    scheduler = Scheduler(blocks, 8, 32, 64, [EOS])
+    scheduler = Scheduler(blocks, 8, StepBudget(32, max_step_s=1.0), 64, [EOS])
     request = make_request(0, [1] * 9)
     scheduler.add(request)
     step(scheduler)
@@ -239,7 +259,8 @@ def test_every_request_ends_with_its_tokens_and_every_block_comes_back(
     requests, num_blocks, max_num_seqs, budget, prefix_caching
 ):
     blocks = BlockManager(num_blocks, BLOCK, prefix_caching)
-    scheduler = Scheduler(blocks, max_num_seqs, budget, max_model_len=64, eos_token_ids=[])
+    step_budget = StepBudget(budget, max_step_s=1.0)
+    scheduler = Scheduler(blocks, max_num_seqs, step_budget, max_model_len=64, eos_token_ids=[])
     alive, aborted, now = {}, set(), 0
     contents: dict[tuple[int, int], int] = {}
     while now <= 45 or scheduler.num_requests:

@@ -97,9 +97,9 @@ def our_logits(runner: TorchRunner) -> torch.Tensor:
             torch.from_numpy(layout.token_ids).to(runner._device),
             runner._attention.begin_step(layout),
             runner._caches,
+            layout.positions.argsort(),
         )
-        in_order = torch.from_numpy(layout.positions).argsort()
-        parts.append(runner._model.logits(hidden_states).float().cpu()[in_order])
+        parts.append(runner._model.logits(hidden_states).float().cpu())
     return torch.cat(parts)
 
 
