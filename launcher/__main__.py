@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
@@ -20,10 +19,10 @@ from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
 from launcher.errors import Interrupted, LauncherError, Refused, report, warn
+from launcher.sweep.jobs import Job, Typed
 
 if TYPE_CHECKING:
     from launcher.planning import Planned
-    from launcher.smoke.sweep import SmokeSweep
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"
 """Set, Hydra raises its errors instead of printing them."""
@@ -63,43 +62,55 @@ def run() -> int:
         return show_help(flags)
     exit_codes: list[int] = []
     bugs: list[Exception] = []
-    sweep: SmokeSweep | None = None
+    typed = Typed(
+        flags=tuple(searched(flags)),
+        overrides=tuple(flags.overrides),
+        is_multirun=flags.multirun,
+    )
 
-    def job(composed: DictConfig) -> None:
-        nonlocal sweep
+    @contextmanager
+    def our_own() -> Iterator[None]:
+        """What is raised inside is ours, not Hydra's: there is nothing to explain."""
         del os.environ[RAISE_ERRORS]
         try:
-            if flags.multirun and composed.action is Action.smoke:
-                from launcher.smoke.sweep import SmokeSweep
-
-                sweep = sweep or SmokeSweep()
-                sweep.run([*searched(flags), *HydraConfig.get().overrides.task])
-            else:
-                typed = HydraConfig.get().overrides.task
-                exit_codes.append(launch(to_config(composed, flags), typed))
-        except Refused as error:
+            yield
+        except LauncherError as error:
             exit_codes.append(report(error))
+        except KeyboardInterrupt:
+            exit_codes.append(report(Interrupted(signal.SIGINT)))
         except Exception as bug:
             bugs.append(bug)
             raise
         finally:
             os.environ[RAISE_ERRORS] = "1"
 
+    def job(composed: DictConfig) -> None:
+        with our_own():
+            overrides = HydraConfig.get().overrides.task
+            exit_codes.append(launch(to_config(composed, flags), overrides, typed))
+
+    def jobs(composed: Sequence[tuple[list[str], DictConfig]]) -> None:
+        with our_own():
+            from launcher.actions.sweep import run_sweep
+
+            found = [Job(tuple(own), to_config(config, flags)) for own, config in composed]
+            exit_codes.append(run_sweep(found, typed))
+
+    if flags.multirun:
+        from launcher.sweep.hydra_plugins import register_plugins
+
+        register_plugins(jobs)
     os.environ[RAISE_ERRORS] = "1"
     try:
-        with no_sweep_directory(flags):
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
-        if flags.multirun and not (exit_codes or sweep or flags.cfg or flags.info):
-            typed = " ".join(flags.overrides)
-            exit_codes.append(report(Refused(f"no choice fits, nothing was run: {typed}")))
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")(job)()
+    except LauncherError as error:
+        exit_codes.append(report(error))
     except Exception as error:
         if error in bugs:
             raise
         exit_codes.append(report(explained(error, flags)))
     finally:
         del os.environ[RAISE_ERRORS]
-        if sweep is not None:
-            exit_codes.append(sweep.finish())
     return max(exit_codes, default=0)
 
 
@@ -111,30 +122,11 @@ def show_version(flags: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def no_sweep_directory(flags: argparse.Namespace) -> Iterator[None]:
-    """Lets Hydra note a sweep in a directory that goes with it: it cannot do without one."""
-    chosen = any(each.startswith("hydra.sweep.dir=") for each in flags.overrides)
-    if not flags.multirun or chosen:
-        yield
-        return
-    arguments = sys.argv
-    with tempfile.TemporaryDirectory(prefix="flotilla-sweep-") as path:
-        # Among the other overrides: argparse takes them only where they stand together.
-        last = flags.overrides[-1] if flags.overrides else arguments[-1]
-        after = len(arguments) - arguments[::-1].index(last)
-        override = f"hydra.sweep.dir='{path}'"
-        sys.argv = [*arguments[:after], override, *arguments[after:]]
-        try:
-            yield
-        finally:
-            sys.argv = arguments
-
-
 def searched(flags: argparse.Namespace) -> list[str]:
     """The flags that say where configs are, for a launcher that shall find the same."""
     given = {"--config-dir": flags.config_dir, "--config-name": flags.config_name}
-    return [f"{flag}={value}" for flag, value in given.items() if value]
+    paths = [text for text in flags.overrides if text.startswith("hydra.searchpath=")]
+    return [*(f"{flag}={value}" for flag, value in given.items() if value), *paths]
 
 
 def show_help(flags: argparse.Namespace) -> int:
@@ -182,49 +174,51 @@ def explained(error: Exception, flags: argparse.Namespace) -> Refused:
     return refused
 
 
-def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
+def launch(config: LaunchConfig, overrides: Sequence[str], typed: Typed) -> int:
     """One job from config to end; returns the exit code.
 
     Args:
         overrides: Of the config, as they were typed.
+
+    Raises:
+        LauncherError: It did not come to its end.
     """
-    try:
-        check(config)
-        match config.action:
-            case Action.status:
-                from launcher.actions.status import show_status
+    check(config)
+    match config.action:
+        case Action.status:
+            from launcher.actions.status import show_status
 
-                warn(not_read(config.action, overrides))
-                return show_status(config.name, config.status.format)
-            case Action.stop:
-                from launcher.actions.stop import stop
+            warn(not_read(config.action, overrides))
+            return show_status(config.name, config.status.format)
+        case Action.stop:
+            from launcher.actions.stop import stop
 
-                warn(not_read(config.action, overrides))
-                return stop(config.name, config.stop.force)
-            case Action.compare:
-                from launcher.actions.compare import compare
+            warn(not_read(config.action, overrides))
+            return stop(config.name, config.stop.force)
+        case Action.compare:
+            from launcher.actions.compare import compare
 
-                warn(not_read(config.action, overrides))
-                return compare(config.compare)
-            case Action.bench if config.bench.url is not None:
-                from launcher.actions.bench import Asked, bench_url
+            warn(not_read(config.action, overrides))
+            return compare(config.compare)
+        case Action.bench if config.bench.repeat > 1:
+            from launcher.actions.sweep import bench_sweep
 
-                warn(not_read(config.action, overrides))
-                return bench_url(config.bench.url, Asked.of(config, overrides))
-            case Action.plan | Action.serve | Action.smoke | Action.bench as action:
-                # What this needs is imported here: `--cfg job` starts faster.
-                from launcher.planning import planned
+            return bench_sweep([Job(tuple(overrides), config)], typed)
+        case Action.bench if config.bench.url is not None:
+            from launcher.actions.bench import Asked, bench_url
 
-                with planned(config) as found:
-                    shown = action is Action.plan  # with the plan, its own warnings too
-                    warn((*without_effect(config), *(() if shown else found.plan.warnings)))
-                    return carry_out(action, found, config, overrides)
-            case _ as never:
-                assert_never(never)
-    except LauncherError as error:
-        return report(error)
-    except KeyboardInterrupt:
-        return report(Interrupted(signal.SIGINT))
+            warn(not_read(config.action, overrides))
+            return bench_url(config.bench.url, Asked.of(config, overrides))
+        case Action.plan | Action.serve | Action.smoke | Action.bench as action:
+            # What this needs is imported here: `--cfg job` starts faster.
+            from launcher.planning import planned
+
+            with planned(config) as found:
+                shown = action is Action.plan  # with the plan, its own warnings too
+                warn((*without_effect(config), *(() if shown else found.plan.warnings)))
+                return carry_out(action, found, config, overrides)
+        case _ as never:
+            assert_never(never)
 
 
 def carry_out(

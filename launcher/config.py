@@ -24,6 +24,7 @@ from engine.config import (
 )
 from launcher.bench.options import BenchOptions
 from launcher.compare.options import CompareOptions
+from launcher.sweep.options import SweepOptions
 
 
 class Action(Enum):
@@ -255,6 +256,7 @@ class LaunchConfig:
     stop: StopOptions = field(default_factory=StopOptions)
     smoke: SmokeOptions = field(default_factory=SmokeOptions)
     bench: BenchOptions = field(default_factory=BenchOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
 
 
@@ -270,9 +272,16 @@ GROUP_SCHEMAS: dict[str, tuple[type[BackendOptions] | type[ClusterOptions], ...]
 """Groups whose choices differ in shape."""
 
 
+HYDRA_PLUGINS = "hydra_plugins.flotilla"
+"""The module that Hydra is told its plugins for `-m` are in; see `launcher.sweep.hydra_plugins`."""
+
+
 def register() -> None:
     """Makes the schemas known to Hydra, outside the groups: there they would look like choices."""
     store = ConfigStore.instance()
+    for kind, plugin in (("launcher", "JobLauncher"), ("sweeper", "JobSweeper")):
+        node = {"_target_": f"{HYDRA_PLUGINS}.{plugin}"}
+        store.store(group=f"hydra/{kind}", name="flotilla", node=node)
     store.store(name="launch_schema", node=LaunchConfig)
     for group, schemas in GROUP_SCHEMAS.items():
         for schema in schemas:

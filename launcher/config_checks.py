@@ -100,6 +100,8 @@ def without_effect(config: LaunchConfig) -> list[str]:
     if config.smoke.format is not SmokeFormat.table and config.action is not Action.smoke:
         lines.append(f"smoke.format={config.smoke.format.name} has no effect without action=smoke")
     lines += _bench_without_effect(config)
+    if config.sweep.dir is not None:  # a sweep does not come here, only its jobs, without it
+        lines.append(f"sweep.dir={config.sweep.dir} has no effect without a sweep of benchmarks")
     if config.compare.runs:
         lines.append(
             f"compare.runs=[{','.join(config.compare.runs)}] has no effect without action=compare"

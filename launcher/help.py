@@ -13,6 +13,7 @@ EXAMPLES = {
     "action=plan dp=4 topology=split": "half of the ranks beside the head, half elsewhere",
     "action=plan dp=4 plan.format=json": "what would run where; starts nothing",
     "action=bench dp=2": "starts it, measures it under load, and ends it",
+    "-m action=bench dp=1,2 bench.repeat=3": "measures both three times, and writes a report",
     "action=compare compare.runs=[A,B]": "exits with 3 if what was measured second is worse",
     "action=status": "what runs, beside what was planned",
     "action=stop": "lets the running deployment drain, and waits for its end",

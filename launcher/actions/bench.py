@@ -100,7 +100,7 @@ def bench_url(url: str, asked: Asked) -> int:
 
     def measure() -> None:
         run.url = server.url
-        run.model = asked.options.model or server.model()
+        run.model = server.model(asked.options.model)
         pid = asked.options.pid
         try:
             tree = process_tree(pid) if pid is not None else local_processes(server.members())
@@ -122,12 +122,7 @@ class _Run:
     def __init__(self, asked: Asked, max_model_len: int | None) -> None:
         self._asked, options = asked, asked.options
         self._created = datetime.now().astimezone()
-        trace = options.trace.path
-        entries = read_trace(trace, options.num_sessions) if trace else []
-        stages, warm_up = make_stages(options, entries), make_warm_up(options, entries)
-        self._load = Load(stages=stages, warm_up=warm_up)
-        if max_model_len is not None:
-            self._check_fits(max_model_len)
+        self._load = load_of(options, max_model_len)
         self._environment = read_environment()
         for line in without_effect(options, asked.overrides):
             _say(f"warning: {line}")
@@ -180,7 +175,7 @@ class _Run:
                 _say(f"    {stage.name}, {cause}: {example}")
         for hint in hints_on(results.stages):
             _say(f"hint: {hint}")
-        self._directory.write(results)
+        self._directory.write_results(results)
         _say(f"results: {self._directory.results}")
         if failure is not None:
             return failure.exit_code
@@ -212,25 +207,31 @@ class _Run:
             stages=stages,
         )
 
-    def _check_fits(self, max_model_len: int) -> None:
-        """Looks at the longest session before anything is started.
 
-        Raises:
-            Refused: The model would not take it.
-        """
-        longest = max(stage.longest for stage in self._load.stages)
-        if longest <= max_model_len:
-            return
-        options = self._asked.options
-        if options.trace.path:
-            hint = f"bench.trace.scale={0.99 * max_model_len / longest * options.trace.scale:.2g}"
-        else:
-            hint = "bench.input.mean=... or bench.input.max=... with less; bench.output too"
-        raise Refused(
-            f"the load has up to {longest} tokens in a session, the model takes at most"
-            f" {max_model_len}",
-            hint,
-        )
+def load_of(options: BenchOptions, max_model_len: int | None) -> Load:
+    """What is to be driven.
+
+    Args:
+        max_model_len: Of the model; None: it is not known.
+
+    Raises:
+        Refused: The trace cannot be read, or the model would not take the longest session.
+    """
+    trace = options.trace.path
+    entries = read_trace(trace, options.num_sessions) if trace else []
+    load = Load(stages=make_stages(options, entries), warm_up=make_warm_up(options, entries))
+    longest = max(stage.longest for stage in load.stages)
+    if max_model_len is None or longest <= max_model_len:
+        return load
+    if trace:
+        hint = f"bench.trace.scale={0.99 * max_model_len / longest * options.trace.scale:.2g}"
+    else:
+        hint = "bench.input.mean=... or bench.input.max=... with less; bench.output too"
+    raise Refused(
+        f"the load has up to {longest} tokens in a session, the model takes at most"
+        f" {max_model_len}",
+        hint,
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Where a benchmark runs: versions, hardware, the commit of the code."""
 
+import hashlib
 import platform
 import subprocess
 from importlib import metadata
@@ -23,6 +24,8 @@ _PACKAGES = (
     "uvloop",
 )
 _GIT_S = 10.0
+_OWN = ("conf", "engine", "launcher")
+_CODE = (".py", ".yaml", ".jinja", ".c", ".h")
 
 
 def read_environment() -> Environment:
@@ -39,7 +42,19 @@ def read_environment() -> Environment:
         memory_bytes=machine.memory_bytes,
         gpus=_gpu_names(),
         git_commit=git_commit(Path(__file__).parent),
+        code_digest=code_digest(Path(__file__).parents[2]),
     )
+
+
+def code_digest(directory: Path) -> str:
+    """SHA-256 of the files that make up Flotilla, wherever it is installed."""
+    digest = hashlib.sha256()
+    for package in _OWN:
+        for path in sorted((directory / package).rglob("*")):
+            if path.suffix in _CODE:
+                name, content = str(path.relative_to(directory)), path.read_bytes()
+                digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def git_commit(directory: Path) -> str | None:

@@ -111,6 +111,9 @@ class BenchOptions:
     children's; a Flotilla is found without."""
     dir: str | None = None
     """Directory of the results; null: outputs/bench/DATE_TIME-NAME."""
+    repeat: int = option(1, ge=1, le=1000)
+    """Times that it is measured, each time from its start; with -m all variants once, then all
+    again. More than 1 is a sweep, which shows how far the figures spread."""
     seed: int = option(0, ge=0)
     """The same seed gives the same load; with `bench.url` other prompts of the same lengths, which
     the server cannot have cached."""

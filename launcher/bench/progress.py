@@ -9,7 +9,7 @@ from launcher.bench.messages import Progress
 
 _PIPED_S = 10.0
 """Between two lines where no terminal shows them."""
-_CLEAR = "\r\x1b[2K"
+CLEAR = "\r\x1b[2K"
 """To the line's begin, and empty it. Source: ECMA-48, CR and EL."""
 
 
@@ -32,7 +32,7 @@ class Ticker:
         now_s = time.monotonic()
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1  # a broken line could not be cleared
-            sys.stderr.write(f"{_CLEAR}{self.line(progress, now_s - self._began_s)[:width]}")
+            sys.stderr.write(f"{CLEAR}{self.line(progress, now_s - self._began_s)[:width]}")
             sys.stderr.flush()
         elif now_s - self._told_s >= _PIPED_S:
             self._told_s = now_s
@@ -40,7 +40,7 @@ class Ticker:
 
     def clear(self) -> None:
         if self._is_terminal:
-            sys.stderr.write(_CLEAR)
+            sys.stderr.write(CLEAR)
             sys.stderr.flush()
 
     def line(self, progress: Progress, elapsed_s: float) -> str:

@@ -115,6 +115,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     gpus: list[str]
     git_commit: str | None
     """Of the checkout that ran, with `-dirty` if files differed; None: it is none."""
+    code_digest: str | None = None
+    """SHA-256 of Flotilla's own files: the same in every checkout with the same code."""
 
 
 class StartUp(msgspec.Struct, frozen=True, kw_only=True):

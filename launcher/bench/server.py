@@ -9,7 +9,7 @@ import msgspec
 
 from engine.protocol import Member
 from launcher.bench.metrics import OUTPUT_TOKENS, Page, parse_metrics
-from launcher.errors import LauncherError, Refused
+from launcher.errors import Refused
 
 _GET_S = 15.0
 """Until an answer to one of our own questions."""
@@ -17,10 +17,6 @@ _REPORTED_S = 5.0
 """Until `/metrics` shows what has been answered: processes report every
 `coordinator.metrics_interval_s`."""
 _POLL_S = 0.1
-
-
-class NoServer(LauncherError):
-    """It does not answer as an OpenAI-compatible server does."""
 
 
 class _Model(msgspec.Struct):
@@ -70,17 +66,22 @@ class Server:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
 
-    def model(self) -> str:
-        """The first model that it lists.
+    def model(self, asked: str | None) -> str:
+        """The name that requests carry: the one asked for, else the first that the server lists.
 
         Raises:
-            NoServer: It lists none.
+            Refused: Nobody answers, or it lists none.
         """
         path = "/v1/models"
         try:
             status, body = self._get(path)
         except (OSError, http.client.HTTPException) as problem:
-            raise NoServer(f"{self.url} does not answer: {problem}", "start it first") from problem
+            raise Refused(
+                f"bench.url: {self.url} does not answer: {problem}",
+                "start the server first, or bench.url=http://HOST:PORT of one that runs",
+            ) from problem
+        if asked is not None:
+            return asked
         try:
             if status == 200:
                 return msgspec.json.decode(body, type=_Models).data[0].id
@@ -88,7 +89,7 @@ class Server:
             pass
         shown = body[:200].decode(errors="replace")
         hint = "bench.api_key_file=FILE" if status in (401, 403) else "bench.model=NAME"
-        raise NoServer(f"{self.url}{path} lists no model: HTTP {status} {shown}", hint)
+        raise Refused(f"bench.url: {self.url}{path} lists no model: HTTP {status} {shown}", hint)
 
     def metrics(self, output_tokens: float = 0.0) -> Page | None:
         """What it counts; None: it has no such page, or does not tell in time.

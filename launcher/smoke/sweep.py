@@ -1,13 +1,11 @@
 """Smoke tests one after the other (`-m action=smoke ...`), each in a launcher of its own."""
 
-import ctypes
+import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from types import FrameType
 from typing import NamedTuple
 
 import msgspec
@@ -22,11 +20,10 @@ from launcher.smoke.results import (
     print_table,
     results_table,
 )
+from launcher.sweep.job_processes import Ended, JobProcesses
+from launcher.sweep.jobs import Job, Typed
 
 _FORMAT = "smoke.format="
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
-"""Source: prctl(2), linux/prctl.h."""
 
 
 class Row(NamedTuple):
@@ -40,75 +37,59 @@ class Row(NamedTuple):
     first_failure: str = ""
 
 
-class SmokeSweep:
+def smoke_sweep(jobs: Sequence[Job], typed: Typed) -> int:
     """Several smoke tests: a crash or a refusal of one is a row of the summary, not the end.
 
     A signal ends the one that runs; those after it are not run.
+
+    Returns:
+        0 if all passed, 128 and the signal after one, else 1.
     """
+    rows = []
+    with JobProcesses(os.environ) as processes:
+        for job in jobs:
+            overrides = [*typed.flags, *job.overrides]
+            if processes.signal is None:
+                rows.append(_run(overrides, job, processes))
+            else:
+                rows.append(Row(overrides, passed=None, first_failure="not run: interrupted"))
+    print_table(_summary(rows))
+    num_passed = sum(row.passed is True for row in rows)
+    sys.stderr.write(f"{num_passed} of {len(rows)} smoke tests passed\n")
+    if processes.signal is not None:
+        return 128 + processes.signal
+    return 0 if num_passed == len(rows) else 1
 
-    def __init__(self) -> None:
-        self._rows: list[Row] = []
-        self._child: subprocess.Popen[bytes] | None = None
-        self._signal: int | None = None
-        self._handlers = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
 
-    def run(self, overrides: Sequence[str]) -> None:
-        """Runs the smoke test of a config, unless a signal has come.
-
-        Args:
-            overrides: As `python -m launcher` takes them.
-        """
-        if self._signal is not None:
-            self._rows.append(Row(overrides, passed=None, first_failure="not run: interrupted"))
-            return
-        sys.stderr.write(f"smoke test of {shlex.join(overrides)}\n")
-        own = [each for each in overrides if not each.startswith(_FORMAT)]
-        began_s = time.monotonic()
-        exit_code, answer = self._run_child([*own, f"{_FORMAT}json"])
-        self._rows.append(_row(overrides, exit_code, answer, time.monotonic() - began_s))
-
-    def finish(self) -> int:
-        """Prints the summary; 0 if all passed, 130 or 143 after a signal, else 1."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        print_table(_summary(self._rows))
-        num_passed = sum(row.passed is True for row in self._rows)
-        sys.stderr.write(f"{num_passed} of {len(self._rows)} smoke tests passed\n")
-        if self._signal is not None:
-            return 128 + self._signal
-        return 0 if num_passed == len(self._rows) else 1
-
-    def _run_child(self, overrides: Sequence[str]) -> tuple[int, bytes]:
-        set_option = ctypes.CDLL(None).prctl
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "launcher", *overrides],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            # A group of its own: what the terminal sends reaches it through us, once.
-            process_group=0,
-            # It drains if we are killed.
-            preexec_fn=lambda: set_option(_PR_SET_PDEATHSIG, signal.SIGTERM),
+def _run(overrides: Sequence[str], job: Job, processes: JobProcesses) -> Row:
+    sys.stderr.write(f"smoke test of {shlex.join(overrides)}\n")
+    own = [each for each in overrides if not each.startswith(_FORMAT)]
+    sweep = job.config.sweep
+    with tempfile.TemporaryFile() as answer:
+        ended = processes.run(
+            [*own, f"{_FORMAT}json"],
+            timeout_s=sweep.timeout_s,
+            end_s=sweep.end_s,
+            stdout=answer,
         )
-        answer, _ = self._child.communicate()
-        exit_code, self._child = self._child.returncode, None
-        return exit_code, answer
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        if self._child is not None:
-            self._child.send_signal(number)
+        answer.seek(0)
+        return _row(overrides, ended, answer.read(), sweep.timeout_s)
 
 
-def _row(overrides: Sequence[str], exit_code: int, answer: bytes, seconds: float) -> Row:
+def _row(overrides: Sequence[str], ended: Ended, answer: bytes, timeout_s: float) -> Row:
     """Prints the table of a test that has told its results."""
+    exit_code, seconds = ended.exit_code, ended.seconds
+    if ended.timed_out:
+        why = f"not done after {timeout_s:g} s (sweep.timeout_s)"
+        return Row(overrides, False, seconds, first_failure=why)
     try:
         report = msgspec.json.decode(answer, type=Report)
     except msgspec.DecodeError:
-        ended = f"exit code {exit_code}"
+        how = f"exit code {exit_code}"
         if exit_code < 0:
-            ended = f"killed by {signal.Signals(-exit_code).name}"
+            how = f"killed by {signal.Signals(-exit_code).name}"
         why = "refused" if exit_code == 2 else "ended without results"
-        return Row(overrides, False, seconds, first_failure=f"{why}, {ended}: see above")
+        return Row(overrides, False, seconds, first_failure=f"{why}, {how}: see above")
     print_table(results_table(report.name, report.results))
     wrong = failed(report.results)
     first = f"{wrong[0].subject}: {wrong[0].said}" if wrong else ""

@@ -191,14 +191,17 @@ def test_a_server_that_takes_nothing_is_told_with_what_may_help(runtime, tmp_pat
     assert not results_in(tmp_path).is_valid
 
 
-def test_a_server_that_is_not_there_is_told(runtime, tmp_path: Path):
+@pytest.mark.parametrize("more", [(), ("bench.model=a-model",)])
+def test_a_server_that_is_not_there_is_refused(runtime, tmp_path: Path, more):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         url = f"bench.url=http://127.0.0.1:{taken.getsockname()[1]}"
-        done = ask("action=bench", url, f"bench.dir={tmp_path}", runtime_directory=runtime)
-    assert done.returncode == 1
-    assert "does not answer" in done.stderr
-    assert results_in(tmp_path).stages == []
+        where = f"bench.dir={tmp_path / 'results'}"
+        done = ask("action=bench", url, where, *more, runtime_directory=runtime)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{url.replace('=', ': ', 1)} does not answer: ")
+    assert "\nhint: start the server first" in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def until_in_flight(url: str) -> None:

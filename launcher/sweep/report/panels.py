@@ -56,8 +56,9 @@ def draw_frontier(axes: Axes, points: Sequence[Point], cost: Metric, best: Point
     )
     starred = [each for each in known if each[0] is best]
     axes.plot(*_columns(starred), "*", markersize=11, color=BEST, markeredgecolor=PAPER, zorder=4)
-    axes.margins(0.08)
-    axes.set(xlabel=cost.label, xlim=(0, None), ylim=(0, None))
+    axes.set_xlabel(cost.label)
+    if known:  # from 0, with room for the marks of what is farthest
+        axes.set(xlim=(0, 1.08 * axes.dataLim.x1 or 1), ylim=(0, 1.08 * axes.dataLim.y1 or 1))
     if are_many:
         _number(axes, front)
 

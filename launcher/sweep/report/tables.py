@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +63,9 @@ def terminal_lines(variants: Sequence[Variant], best: Best | None, page: Path) -
     """A table with a line for each variant, and which one is best."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     table = _table(variants, best)
-    least = console.measure(table).minimum  # a narrower terminal breaks lines, no figure is lost
+    unbounded = console.options.update(max_width=UNBOUNDED_WIDTH)
+    least = console.measure(table, options=unbounded).minimum
+    # A narrower terminal breaks lines, no figure is lost.
     console.width = max(console.width, least) if console.is_terminal else UNBOUNDED_WIDTH
     with console.capture() as captured:
         console.print(table)
@@ -134,6 +137,8 @@ def _table(variants: Sequence[Variant], best: Best | None) -> Table:
             *(_spread(point, each) if point else "" for each, _ in columns),
             "best" if is_best else why_not(variant),
         )
+    for column in table.columns[:-1]:  # rich would cut figures short on a narrow terminal
+        column.min_width = max(cell_len(str(text)) for text in (column.header, *column.cells))
     return table
 
 

@@ -120,7 +120,7 @@ def test_a_directory_that_is_gone_when_there_are_results_is_made_again(tmp_path:
     directory = ResultsDirectory(tmp_path / "new" / "results")
     directory.remove()
     assert not (tmp_path / "new").exists()
-    directory.write(sample_sweeps.results([]))
+    directory.write_results(sample_sweeps.results([]))
     assert directory.results.exists()
 
 
@@ -128,7 +128,7 @@ def test_results_that_cannot_be_written_are_an_error_that_says_so(tmp_path: Path
     directory = ResultsDirectory(tmp_path / "results")
     directory.results.with_suffix(".partial").mkdir()
     with pytest.raises(NotWritten, match=r"cannot be written: .*results.json \(Is a dir") as caught:
-        directory.write(sample_sweeps.results([]))
+        directory.write_results(sample_sweeps.results([]))
     assert caught.value.exit_code == 1
     assert "bench.dir=DIR" in caught.value.hint
 
