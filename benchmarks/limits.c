@@ -1,12 +1,25 @@
-/* What this machine can do at most, in the kernels' own threads: reading memory, multiplying.
+/* What a machine can do at most, by the kernels' own threads: reading memory, products in registers.
  *
- * Compiled by kernels.py with the flags of the kernels' path.
+ * Built by kernels.py with the flags of a path of the kernels.
  */
 #include "vectors.h"
 
 #include "pool.h"
 
-enum { STEPS = 20000, SUMS = 24 };
+enum {
+    SUMS = 24,     /* products at a time: more than one of them takes cycles */
+    STEPS = 20000, /* of them, in one item */
+};
+
+#if defined(BF16) && DOT_BF16
+#define OPERAND bf16
+#define ADD_PRODUCT add_product_bf16
+#define FLOP 4 /* of a lane */
+#else
+#define OPERAND float
+#define ADD_PRODUCT add_product_f32
+#define FLOP 2
+#endif
 
 struct reading {
     const char *memory;
@@ -30,7 +43,7 @@ static void read_item(void *context, int64_t item, int thread)
     reading->sums[item] = sums[0][0];
 }
 
-/* Reads num_items * item_bytes bytes; item_bytes is a multiple of 256. */
+/* Reads num_items items of item_bytes, a multiple of 256. */
 void read_memory(
     const void *memory, int64_t item_bytes, int64_t num_items, int32_t *sums, struct pool *pool)
 {
@@ -41,34 +54,27 @@ void read_memory(
 static void multiply_item(void *context, int64_t item, int thread)
 {
     (void)thread;
+    float *operands = context;
+    const OPERAND *row = context, *at = (const OPERAND *)(operands + 32);
     floats sums[SUMS];
+#pragma GCC unroll 24
     for (int i = 0; i < SUMS; i++)
-        sums[i] = ZERO;
-#if DOT_BF16
-    const bf16 *operands = context;
-    const bf16 *row = operands;
-#else
-    const float *operands = context;
-    const float *row = operands;
-#endif
+        sums[i] = broadcast(operands[i]); /* or the compiler would see that all are equal */
     for (int step = 0; step < STEPS; step++) {
-        __asm__ volatile("" : "+r"(row)); /* not the same as before, for all the compiler knows */
+        __asm__ volatile("" : "+r"(row)); /* not known to be the same in each step */
 #pragma GCC unroll 24
         for (int i = 0; i < SUMS; i++)
-#if DOT_BF16
-            sums[i] = add_product_bf16(sums[i], operands + 32, row);
-#else
-            sums[i] = add_product_f32(sums[i], operands + 32, row);
-#endif
+            sums[i] = ADD_PRODUCT(sums[i], at, row);
     }
+#pragma GCC unroll 24
     for (int i = 1; i < SUMS; i++)
         sums[0] += sums[i];
-    ((float *)context)[64 + item] = sums[0][0];
+    operands[64 + item] = sums[0][0];
 }
 
-/* Multiplies num_items * STEPS * SUMS times in registers; operands: [64 + num_items] floats. */
+/* Multiplies; how many floating-point operations it was. operands: [64 + num_items]. */
 int64_t multiply(float *operands, int64_t num_items, struct pool *pool)
 {
     run(pool, multiply_item, operands, num_items);
-    return num_items * STEPS * SUMS * LANES * (DOT_BF16 ? 4 : 2);
+    return num_items * STEPS * SUMS * LANES * FLOP;
 }

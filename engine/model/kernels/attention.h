@@ -1,9 +1,4 @@
-/* Causal attention over a paged cache (see cache.h), for one type of element.
- *
- * Softmax is computed online (Milakov and Gimelshein, arXiv 1805.02867), over pieces of the context
- * that begin at the same positions for every query: where blocks hold a multiple of 16 tokens, a
- * result does not depend on the batch.
- */
+/* Causal attention over a paged cache (see cache.h), for one type of element. */
 
 /* Lets a product fetch a piece: there are as many lines of keys, and of values, as steps. */
 INLINE void NAME(fetch_during)(const struct NAME(piece) *piece, struct NAME(product) *product)
@@ -71,65 +66,6 @@ static void NAME(mix)(
     }
 }
 
-/* -INFINITY instead of the scores of a piece that a query at `position` does not see. */
-INLINE void NAME(hide)(
-    const struct attention *layer, const struct NAME(piece) *piece, int64_t position,
-    floats *scores)
-{
-    const ints lanes = lane_numbers();
-    int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
-    int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
-    end = end > piece->end ? piece->end : end < 0 ? 0 : end;
-    begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
-    for (int v = 0; v < PER_PANEL; v++) {
-        const ints lane = lanes + v * LANES;
-        const ints seen = (lane >= (int32_t)begin) & (lane < (int32_t)end);
-        scores[v] = blend(seen, scores[v], broadcast(-INFINITY));
-    }
-}
-
-/* One row's scores to weights, with what was summed so far scaled to the new largest score.
- *
- * some_hidden: constant; 0 where there are CHUNK pieces and the query sees all of them.
- */
-INLINE void NAME(soften)(
-    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
-    int64_t position, const int some_hidden, const float *scores, CELL *weights,
-    float *largest_so_far, float *total, float *mixed)
-{
-    floats all[CHUNK * PER_PANEL], top = broadcast(-INFINITY);
-#pragma GCC unroll 16
-    for (int p = 0; p < CHUNK; p++) {
-        floats *own = all + p * PER_PANEL;
-#pragma GCC unroll 4
-        for (int v = 0; v < PER_PANEL; v++)
-            own[v] = p < num_pieces ? load_f32(scores + p * 16 + v * LANES) : broadcast(-INFINITY);
-        if (some_hidden && p < num_pieces)
-            NAME(hide)(layer, pieces + p, position, own);
-#pragma GCC unroll 4
-        for (int v = 0; v < PER_PANEL; v++)
-            top = larger(top, own[v]);
-    }
-    const float new_largest = largest(top);
-    if (new_largest > *largest_so_far) {
-        const floats shrink = power_of_two(broadcast(*largest_so_far - new_largest));
-        for (int64_t i = 0; i < layer->padded; i += LANES)
-            store_f32(mixed + i, load_f32(mixed + i) * shrink);
-        store_f32(total, load_f32(total) * shrink);
-        *largest_so_far = new_largest;
-    }
-    /* Nothing seen yet: all weights are zero, which -INFINITY less itself is not. */
-    const float least = *largest_so_far == -INFINITY ? 0.0f : *largest_so_far;
-    floats sums = ZERO;
-#pragma GCC unroll 16
-    for (int i = 0; i < CHUNK * PER_PANEL; i++) {
-        const floats weight = power_of_two(all[i] - least);
-        STORE_CELLS(weights + i * LANES, weight);
-        sums += weight;
-    }
-    store_f32(total, load_f32(total) + sums);
-}
-
 /* What the threads of one call share. */
 struct NAME(attention_call) {
     const struct attention *layer;
@@ -188,6 +124,23 @@ static void NAME(prepare_queries)(
     }
 }
 
+/* What was mixed [rows, padded], divided by the sums of weights [rows, 16]. */
+static void NAME(store_rows)(
+    const struct attention *layer, const struct NAME(rows) *rows, const float *mixed,
+    const float *totals)
+{
+    const int64_t size = layer->head_dim, group = layer->group_size;
+    for (int64_t row = 0; row < rows->num; row++, mixed += layer->padded) {
+        ELEMENT *to = rows->out + row / group * rows->out_stride + row % group * size;
+        const float share = 1.0f / sum(load_f32(totals + row * 16));
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES)
+            STORE(to + i, load_f32(mixed + i) * share);
+        for (; i < size; i++)
+            PUT(to + i, mixed[i] * share);
+    }
+}
+
 /* Attention of the rows of one item. While one chunk of the context is worked on, the next one is
  * fetched piece by piece: memory is busy all the time. After the last chunk comes the first one of
  * the item that this thread will probably take next.
@@ -196,8 +149,7 @@ static void NAME(attend)(const struct NAME(attention_call) *call, int64_t item, 
 {
     const struct attention *layer = call->layer;
     const struct NAME(rows) rows = NAME(rows_of)(call, item);
-    const int64_t padded = layer->padded, size = layer->head_dim, group = layer->group_size;
-    const int64_t num_rows = rows.num;
+    const int64_t padded = layer->padded, group = layer->group_size, num_rows = rows.num;
     float *mixed = (float *)scratch;                     /* [num_rows, padded] */
     float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
     float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
@@ -248,15 +200,7 @@ static void NAME(attend)(const struct NAME(attention_call) *call, int64_t item, 
         memcpy(pieces, next, sizeof pieces);
         num = is_last ? 0 : num_next;
     }
-    for (int64_t row = 0; row < num_rows; row++) {
-        ELEMENT *to = rows.out + row / group * rows.out_stride + row % group * size;
-        const float share = 1.0f / sum(load_f32(totals + row * 16));
-        int64_t i = 0;
-        for (; i + LANES <= size; i += LANES)
-            STORE(to + i, load_f32(mixed + row * padded + i) * share);
-        for (; i < size; i++)
-            PUT(to + i, mixed[row * padded + i] * share);
-    }
+    NAME(store_rows)(layer, &rows, mixed, totals);
 }
 
 static void NAME(write_item)(void *context, int64_t item, int thread)

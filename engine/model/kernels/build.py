@@ -75,7 +75,7 @@ def build(path: InstructionPath, extra_flags: Sequence[str] = ()) -> Path:
     compiler = _find_compiler()
     flags = [*_FLAGS, *path.flags, *extra_flags]
     sources = sorted(file for file in _SOURCES.iterdir() if file.suffix in (".c", ".h"))
-    described = [_version(compiler), platform.machine(), *flags]
+    described = [_version(compiler), platform.machine(), *sorted(path.needs), *flags]
     digest = hashlib.sha256("\0".join(described).encode())
     for file in sources:
         digest.update(b"\0" + file.read_bytes())

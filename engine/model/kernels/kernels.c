@@ -26,6 +26,8 @@
 enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
     LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
+    FETCHED = 8,       /* steps for which memory is fetched at once: seldom, for the inner loop's sake */
+    MOST_PASSES = 16,  /* over weights, during which the next ones are fetched */
     ROWS_PER_ITEM = 8, /* of rows that are normed, of tokens that are stored */
 };
 
@@ -91,6 +93,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #include "cache.h"
 
+#include "softmax.h"
+
 #include "attention.h"
 #include "linear.h"
 
@@ -123,6 +127,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "cache.h"
+
+#include "softmax.h"
 
 #include "attention.h"
 #include "linear.h"

@@ -60,8 +60,8 @@ static void NAME(finish)(
             sums += LOAD(bias + column + i);
         if (residual)
             sums += LOAD(residual + place + i);
-        if (wide)
-            store_f32(wide + i, sums);
+        if (wide) /* logits: more than the cache holds */
+            stream_f32(wide + i, sums);
         else
             STORE(narrow + i, sums);
     }
@@ -105,8 +105,9 @@ struct NAME(linear_call) {
 
 /* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on.
  *
- * From two passes over the weights on arithmetic takes longer than memory. So the passes fetch the
- * group that this thread will probably take next, as many lines of it in each step.
+ * From two passes over the weights on arithmetic takes longer than memory: they fetch the group that
+ * this thread will probably take next, so many lines of it in each step. With many passes that would
+ * be lost in the cells that are read in between, and it does not matter.
  */
 static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, int64_t num_panels)
 {
@@ -123,7 +124,7 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
         panels[p] = weight + (panel % 4 + p) * panel_step;
     int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t has_next = group + call->num_threads < call->num_groups;
-    int64_t lines_left = has_next && num_passes > 1 ? LINES : 0;
+    int64_t lines_left = has_next && num_passes > 1 && num_passes <= MOST_PASSES ? LINES : 0;
     const char *ahead = (const char *)(weight + (lines_left ? call->num_threads * group_size : 0));
     for (int64_t row = 0, count; row < num_rows; row += count, num_passes--) {
         count = (num_rows - row + num_passes - 1) / num_passes;
@@ -131,7 +132,7 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
         struct NAME(product) product = {
             .rows = call->cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
             .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
-            .num_ahead = (lines_left + num_passes - 1) / num_passes,
+            .num_ahead = lines_left / num_passes,
         };
         for (int64_t line = 0; line < product.num_ahead; line++, lines_left--)
             product.ahead[line] = ahead + (LINES - lines_left) * num_steps * 64;
@@ -149,6 +150,8 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
                          num_columns);
         }
     }
+    if (layer->float_out)
+        finish_streams();
 }
 
 static void NAME(prepare_item)(void *context, int64_t item, int thread)

@@ -31,27 +31,29 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
         for (int v = 0; v < num_panels * PER_PANEL; v++)
             sums[row][v] = load_f32(p.sums + row * p.sums_stride + v * LANES);
     const CELL *rows = p.rows;
-    int64_t fetched = 0;
     for (int64_t part = 0; part < p.num_parts; part++) {
         const ELEMENT *panels[MAX_PANELS];
 #pragma GCC unroll 8
         for (int panel = 0; panel < num_panels; panel++)
             panels[panel] = p.panels[part * num_panels + panel];
-        for (int64_t step = 0; step < p.num_steps; step++) {
-#pragma GCC unroll 8
-            for (int v = 0; v < num_panels * PER_PANEL; v++) {
-                const ELEMENT *at = panels[v / PER_PANEL] + v % PER_PANEL * LANES * DEPTH;
-#pragma GCC unroll 8
-                for (int row = 0; row < num_rows; row++)
-                    sums[row][v] = ADD_PRODUCT(sums[row][v], at, rows + row * p.stride);
-            }
-#pragma GCC unroll 8
-            for (int panel = 0; panel < num_panels; panel++)
-                panels[panel] += p.step_size;
+        for (int64_t step = 0; step < p.num_steps;) {
+            const int64_t end = step + FETCHED < p.num_steps ? step + FETCHED : p.num_steps;
             for (int64_t line = 0; line < p.num_ahead; line++)
-                __builtin_prefetch(p.ahead[line] + fetched, 0, 2);
-            fetched += 64;
-            rows += DEPTH;
+                for (int64_t i = step; i < end; i++)
+                    __builtin_prefetch(p.ahead[line] + (part * p.num_steps + i) * 64, 0, 2);
+            for (; step < end; step++) {
+#pragma GCC unroll 8
+                for (int v = 0; v < num_panels * PER_PANEL; v++) {
+                    const ELEMENT *at = panels[v / PER_PANEL] + v % PER_PANEL * LANES * DEPTH;
+#pragma GCC unroll 8
+                    for (int row = 0; row < num_rows; row++)
+                        sums[row][v] = ADD_PRODUCT(sums[row][v], at, rows + row * p.stride);
+                }
+#pragma GCC unroll 8
+                for (int panel = 0; panel < num_panels; panel++)
+                    panels[panel] += p.step_size;
+                rows += DEPTH;
+            }
         }
     }
 #pragma GCC unroll 8

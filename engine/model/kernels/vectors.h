@@ -52,6 +52,31 @@ INLINE floats load_f32(const float *from)
 
 INLINE void store_f32(float *to, floats x) { memcpy(to, &x, sizeof x); }
 
+/* Stores past the caches, which need not read first what is overwritten; end with finish_streams. */
+INLINE void stream_f32(float *to, floats x)
+{
+#if defined(__AVX512F__)
+    if ((uintptr_t)to % sizeof x == 0) {
+        _mm512_stream_ps(to, (__m512)x);
+        return;
+    }
+#elif defined(__AVX2__)
+    if ((uintptr_t)to % sizeof x == 0) {
+        _mm256_stream_ps(to, (__m256)x);
+        return;
+    }
+#endif
+    store_f32(to, x);
+}
+
+/* Other threads see what was streamed, before what is stored from here on. */
+INLINE void finish_streams(void)
+{
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 INLINE floats load_bf16(const bf16 *from)
 {
     halves x;

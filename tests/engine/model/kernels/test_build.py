@@ -81,6 +81,10 @@ def test_flags_and_paths_have_libraries_of_their_own(cache):
     assert len({*files, build(PLAIN, (*QUICK, "-g"))}) == len(files) + 1
 
 
+def test_a_library_belongs_to_the_features_that_it_is_for(cache):
+    assert build(PLAIN, QUICK) != build(replace(PLAIN, needs=frozenset({"avx2"})), QUICK)
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o000])
 def test_nobody_else_can_write_a_library_whatever_the_umask(cache, umask):
     before = os.umask(umask)
