@@ -77,9 +77,6 @@ class Deployment:
             raise
         if self._problem is not None:
             self._thread.join()
-            hint = getattr(self._problem, "hint", "")
-            if hint:
-                self._problem.add_note(f"hint: {hint}")
             raise self._problem
 
     def __enter__(self) -> "Deployment":

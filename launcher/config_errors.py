@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -149,7 +149,9 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
         if key not in catalogue.groups:
             yield Problem(f"{NOT_TAKEN_AWAY}: {text}")
     elif override.is_sweep_override():
-        if multirun and override.is_discrete_sweep():
+        if (problem := _list_without_brackets(override, catalogue)) is not None:
+            yield problem
+        elif multirun and override.is_discrete_sweep():
             if isinstance(override.value(), Glob):  # it finds nothing but choices that there are
                 values: Iterable[object] = catalogue.groups.get(key, [text.partition("=")[2]])
             else:
@@ -168,6 +170,19 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
             yield Problem(message, "+" + text.lstrip("+"))
     elif override.is_add():
         yield Problem(f"{key} exists already, write it without +: {text}", text.lstrip("+"))
+
+
+def _list_without_brackets(override: Override, catalogue: Catalogue) -> Problem | None:
+    """Of `bench.concurrency=1,4`: values of a list, where none of them is a list itself."""
+    option = catalogue.options.get(override.key_or_group)
+    if option is None or override.value_type is not ValueType.SIMPLE_CHOICE_SWEEP:
+        return None
+    values = list(override.sweep_iterator())
+    if any(option.accepts(value) for value in values) or not option.accepts(values):
+        return None
+    typed = (override.input_line or "").partition("=")[2]
+    works = shlex.quote(f"{option.key}=[{typed}]")
+    return Problem(f"{option.key} must be {option.expected}: {typed}", works)
 
 
 def _problem(key: str, value: object, text: str, catalogue: Catalogue) -> Problem | None:

@@ -17,6 +17,8 @@ class LauncherError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # where it is not caught, the traceback has it
 
 
 class Refused(LauncherError):

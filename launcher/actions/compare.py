@@ -34,9 +34,14 @@ def compare(options: CompareOptions) -> int:
         )
     comparison = compare_runs(first, second, options.metrics or METRICS, options.tolerance)
     if not comparison.differences and not comparison.no_longer_valid:
-        why = "; ".join(comparison.notes)
+        why = "".join(f"\n    {note}" for note in comparison.notes)
+        other_runs = (
+            "compare.runs=[A,B] with two that have variants and stages in common, or with the"
+            " directories of a job of each"
+        )
         raise Refused(
-            f"compare.runs: {first.path} and {second.path} have no figure in common: {why}"
+            f"compare.runs: {first.path} and {second.path} have no figure in common{why}",
+            f"compare.metrics=[], or {other_runs}" if options.metrics else other_runs,
         )
     show(_text(comparison, options.format))
     return WORSE if comparison.is_worse else 0

@@ -159,7 +159,7 @@ def _verdict(
 def _not_measured(
     points: Sequence[tuple[str, Point, Point]], metrics: Sequence[str]
 ) -> Iterator[str]:
-    for key in dict.fromkeys(metrics):
+    for key in dict.fromkeys(metrics) if points else ():
         metric = METRICS[key]
         firsts = any(first.spread(metric) is not None for _, first, _ in points)
         seconds = any(second.spread(metric) is not None for _, _, second in points)

@@ -16,6 +16,7 @@ _FIGURES = (
     ("tpot_ms.p50", "TPOT {} ms"),
 )
 """Of the stage with most output."""
+_INTERRUPTED = "interrupted: ending the job that runs (Ctrl-C again forces)"
 
 
 class Progress:
@@ -30,7 +31,7 @@ class Progress:
         self._num_jobs, self._num_begun = num_jobs, 0
         self._seconds = [row.seconds for row in known if row.outcome is Outcome.valid]
         self._began_s = self._job_began_s = time.monotonic()
-        self._name = ""
+        self._name, self._is_ending = "", False
         self._is_terminal = sys.stderr.isatty()
 
     def begin(self, row: Row) -> None:
@@ -45,8 +46,12 @@ class Progress:
         else:
             sys.stderr.write(f"{self._name} ({self._times()})\n")
 
-    def tick(self) -> None:
-        """Shows the time that passes, where a terminal can show it."""
+    def tick(self, is_interrupted: bool = False) -> None:
+        """Says once that the sweep ends; shows the time that passes, where a terminal can."""
+        if is_interrupted and not self._is_ending:
+            self._is_ending = True
+            clear = CLEAR if self._is_terminal else ""
+            sys.stderr.write(f"{clear}{_INTERRUPTED}\n")
         if not self._is_terminal:
             return
         job_s = time.monotonic() - self._job_began_s

@@ -143,7 +143,7 @@ class BenchSweep:
                 stdout=log,
                 stderr=log,
                 kept_open=(self._directory.lock,),
-                on_tick=progress.tick,
+                on_tick=lambda: progress.tick(self._processes.signal is not None),
             )
         return row_of(
             row,
@@ -159,7 +159,8 @@ class BenchSweep:
             return
         log = self._directory.path / row.directory / LOG_NAME
         for line in _tail(log):
-            _say(f"        {line}")
+            if line != row.said:  # which has been told
+                _say(f"        {line}")
         _say(f"    log: {log}")
 
     def _finish(self) -> int:

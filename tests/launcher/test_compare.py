@@ -123,7 +123,8 @@ def test_nothing_in_common_is_refused(flotilla, runs: Path):
     override = "compare.metrics=[goodput_req_s]"
     code, _, err = flotilla(*two(runs, "base", "slow"), override)
     assert code == 2
-    assert "have no figure in common: goodput_req_s is measured by neither" in err
+    assert "have no figure in common\n    goodput_req_s is measured by neither\n" in err
+    assert "hint: compare.metrics=[], or compare.runs=[A,B]" in err
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,21 @@ MISTAKES = [
     ("+dp=2", "dp exists already, write it without +: +dp=2", "dp=2"),
     ("+model=tiny", "model exists already, write it without +: +model=tiny", "model=tiny"),
     ("dp=1,2", "dp takes one value, or several with -m: dp=1,2", "-m dp=1,2"),
+    (
+        "bench.concurrency=1,4",
+        "bench.concurrency must be a list of whole numbers, such as [1,4]: 1,4",
+        "'bench.concurrency=[1,4]'",
+    ),
+    (
+        "compare.runs=a,b",
+        "compare.runs must be a list such as [a,b]: a,b",
+        "'compare.runs=[a,b]'",
+    ),
+    (
+        "bench.concurrency=[1],[4]",
+        "bench.concurrency takes one value, or several with -m: bench.concurrency=[1],[4]",
+        "-m 'bench.concurrency=[1],[4]'",
+    ),
     ("~nope", "nothing can be taken away with ~: ~nope", OPTIONS),
     ("~backend", "backend has no value", "backend=mp"),
     ("name=${foo}", "Interpolation key 'foo' not found: name=${foo}", "name=flotilla"),

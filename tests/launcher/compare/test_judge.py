@@ -195,3 +195,10 @@ def test_memory_that_is_not_known_of_all_processes_is_no_figure():
     result = compared(repeated(1.0), run_of([row({}, [one])]), "pss_mib", "output_tok_s")
     assert [each.metric for each in result.differences] == ["output_tok_s"]
     assert "pss_mib is measured by the first alone" in result.notes
+
+
+def test_where_no_variant_is_in_both_no_figure_is_said_to_be_missing():
+    first, second = (run_of([row({"dp": dp}, [stage(4)])]) for dp in ("1", "2"))
+    notes = compared(first, second).notes
+    assert "only the first has dp=1" in notes
+    assert not [note for note in notes if "measured by" in note]

@@ -136,6 +136,7 @@ def test_jobs_that_take_too_long_or_are_refused_are_rows(runtime, tmp_path: Path
     timed_out, refused = sweep_in(tmp_path).rows
     assert timed_out.said == "not done after 15 s (sweep.timeout_s)"
     assert refused.exit_code == 2
+    assert f"        {refused.said}\n" not in launcher.output  # told already, on the row's line
     assert refused.said.startswith("frontend.port is taken")
     assert (tmp_path / "report.html").exists()
     assert launcher.lines[-1].startswith("run again what is not valid: python -m launcher -m ")
