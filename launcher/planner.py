@@ -185,6 +185,7 @@ def _settings(
         dtype=outlook.dtype,
         device=outlook.device,
         kernels=config.engine.kernels,
+        quantization=config.engine.quantization,
         seed=config.engine.seed,
         max_model_len=decisions.max_model_len,
         max_num_seqs=config.profile.max_num_seqs,

@@ -1,5 +1,6 @@
 """Directories made once and kept: complete or not there, whoever starts and whatever is killed."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -61,6 +62,25 @@ def cached_directory(
     except OSError as error:
         raise _not_writable(root, error) from error
     return directory
+
+
+def remove_stale(kind: str, is_current: Callable[[Path], bool]) -> None:
+    """Removes what nobody is going to use of one part of the cache, and nobody makes right now.
+
+    Args:
+        kind: Part of the cache.
+        is_current: Told a directory, which may not be there.
+    """
+    for lock in (_cache_root() / kind).glob("*.lock"):
+        directory = lock.with_suffix("")
+        if is_current(directory):
+            continue
+        with contextlib.suppress(OSError), lock.open("rb") as held:
+            if not _try_lock(held.fileno()):
+                continue
+            for path in (directory, *lock.parent.glob(f".{directory.name}.*")):
+                shutil.rmtree(path, ignore_errors=True)
+            lock.unlink()
 
 
 def _cache_root() -> Path:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from engine.model import parameters
 from engine.model.facts import ModelFacts
-from engine.model.operators import Attention, Norm, Operators
-
-Weights = Callable[[str], torch.Tensor]
-"""Takes a checkpoint's tensor by name, in the wanted type and on the wanted device."""
+from engine.model.operators import Attention, Linear, Norm, Operators
+from engine.model.parameters import Matrix, Weights
 
 
 class Decoder:
@@ -32,15 +31,14 @@ class Decoder:
         on_layer: Callable[[], None],
     ) -> None:
         self._on_layer = on_layer
-        self._embedding = weights("model.embed_tokens.weight")
+        self._embedding = weights.tensor(parameters.EMBEDDING)
         self._layers = [
             _Layer(facts, weights, operators, attention, index)
             for index in range(facts.num_hidden_layers)
         ]
-        tied = facts.tie_word_embeddings
         self._head = operators.linear(
-            self._embedding if tied else weights("lm_head.weight"),
-            norm=Norm(weights("model.norm.weight"), facts.rms_norm_eps),
+            weights.matrix(parameters.head(facts)),
+            norm=Norm(weights.tensor(parameters.NORM), facts.rms_norm_eps),
             float32_out=True,  # rounded to bfloat16 many logits would be equal
         )
 
@@ -73,31 +71,23 @@ class _Layer:
     ) -> None:
         prefix = f"model.layers.{index}."
 
-        def joined(
-            module: str, names: tuple[str, ...], bias: bool
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            paths = [f"{prefix}{module}.{name}_proj." for name in names]
-            weight = torch.cat([weights(path + "weight") for path in paths])
-            return weight, torch.cat([weights(path + "bias") for path in paths]) if bias else None
-
         def norm(name: str) -> Norm:
-            return Norm(weights(f"{prefix}{name}.weight"), facts.rms_norm_eps)
+            return Norm(weights.tensor(f"{prefix}{name}.weight"), facts.rms_norm_eps)
 
-        self._qkv = operators.linear(
-            *joined("self_attn", ("q", "k", "v"), facts.attention_bias),
-            norm=norm("input_layernorm"),
+        def linear(matrix: Matrix, has_bias: bool, norm: Norm | None = None) -> Linear:
+            bias = parameters.bias(weights, matrix) if has_bias else None
+            return operators.linear(weights.matrix(matrix), bias, norm, matrix.gated)
+
+        norms = (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None
+        self._attention = attention.layer(facts.window(index), norms)
+        self._qkv = linear(
+            parameters.qkv(index), facts.attention_bias, norm("input_layernorm")
         )
-        self._attention = attention.layer(
-            facts.window(index),
-            (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None,
+        self._out = linear(parameters.out(index), facts.attention_output_bias)
+        self._gate_up = linear(
+            parameters.gate_up(index), facts.mlp_bias, norm("post_attention_layernorm")
         )
-        self._out = operators.linear(*joined("self_attn", ("o",), facts.attention_output_bias))
-        self._gate_up = operators.linear(
-            *joined("mlp", ("gate", "up"), facts.mlp_bias),
-            norm=norm("post_attention_layernorm"),
-            gated=True,
-        )
-        self._down = operators.linear(*joined("mlp", ("down",), facts.mlp_bias))
+        self._down = linear(parameters.down(index), facts.mlp_bias)
 
     def __call__(self, x: torch.Tensor, cache: Any, step: Any) -> torch.Tensor:
         """[T, E] to [T, E]."""

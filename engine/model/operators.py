@@ -4,6 +4,7 @@
 """
 
 import logging
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from engine.config import Kernels, Settings, may_be_native
 from engine.errors import KernelError
 from engine.model.batch import Layout
 from engine.model.choice import Sampler
+from engine.model.parameters import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -89,17 +91,27 @@ class Operators(Protocol):
     has_own_threads: bool
     """Whether they compute in other threads than torch's."""
 
+    def weights(self, directory: Path) -> Weights:
+        """Those of a model directory, for the layers that are made here.
+
+        Raises:
+            ModelError: The directory lacks some.
+        """
+        ...
+
     def linear(
         self,
-        weight: torch.Tensor,
+        weight: Any,
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
         float32_out: bool = False,
     ) -> Linear:
-        """A layer with weight [out_features, in_features].
+        """A layer of a model.
 
         Args:
+            weight: A matrix of `weights()`, [out_features, in_features].
+            bias: [out_features].
             norm: Applied to x first.
             gated: The weight's first half is a gate, the second goes up, and the result is
                 silu(gate) * up, with half as many features.

@@ -1,10 +1,13 @@
 """The operators of a model by torch alone, for every device."""
 
+from pathlib import Path
+
 import torch
 
 from engine.config import Settings
 from engine.model.attention import TorchAttention
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
+from engine.model.loader import Checkpoint
 from engine.model.operators import Linear, Norm
 from engine.model.torch_sampler import TorchSampler
 
@@ -21,6 +24,9 @@ class TorchOperators:
         self.remark = remark
         self._settings, self._dtype, self._device = settings, dtype, device
         self._linear = PackedLinear if can_pack(device, dtype) else TorchLinear
+
+    def weights(self, directory: Path) -> Checkpoint:
+        return Checkpoint(directory, self._dtype, self._device)
 
     def linear(
         self,

@@ -1,11 +1,16 @@
 """The operators of a model by C kernels of ours, for the CPU."""
 
+from pathlib import Path
+
 import torch
 
-from engine.config import Settings
+from engine.config import Quantization, Settings
 from engine.model.kernels.attention import NativeAttention
 from engine.model.kernels.binding import Library, Team, best_library
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packed_file import Form
+from engine.model.kernels.packed_weights import PackedWeights
+from engine.model.kernels.packing import PackedMatrix
 from engine.model.kernels.sampler import NativeSampler
 from engine.model.operators import Linear, Norm
 
@@ -22,7 +27,6 @@ class NativeOperators:
         KernelError: The kernels cannot be built or loaded.
     """
 
-    remark = ""
     has_own_threads = True
 
     def __init__(
@@ -32,14 +36,22 @@ class NativeOperators:
         num_threads: int,
         library: Library | None = None,
     ) -> None:
+        self.remark = ""
         self._settings, self._dtype = settings, dtype
         self._library = library or best_library(dtype)
         self._team = Team(self._library, num_threads)
         self.name = f"native ({self._library.path_name})"
 
+    def weights(self, directory: Path) -> PackedWeights:
+        quantized = self._settings.quantization is Quantization.int8
+        form = Form(self._dtype, self._library.depth, quantized)
+        weights = PackedWeights(directory, self._settings.facts, form)
+        self.remark = weights.remark
+        return weights
+
     def linear(
         self,
-        weight: torch.Tensor,
+        weight: PackedMatrix,
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packing import pack
 from engine.model.operators import Norm
 
 pytestmark = pytest.mark.timeout(300)
@@ -76,9 +77,8 @@ PLAIN = replace(GATED, gated=False, has_norm=False)
 
 def make_layer(case: Case, library, teams) -> NativeLinear:
     team = teams[case.num_threads]
-    return NativeLinear(
-        library, team, case.weight, case.bias, case.norm, case.gated, case.float32_out
-    )
+    weight = pack(case.weight, library.depth, case.gated)
+    return NativeLinear(library, team, weight, case.bias, case.norm, case.gated, case.float32_out)
 
 
 def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +163,8 @@ def test_silu_of_small_and_large_gates(library, dtype, teams):
     gates = torch.linspace(-200, 200, 2001).to(dtype)
     weight = torch.tensor([[1.0], [0.0]], dtype=dtype)
     bias = torch.tensor([0.0, 1.0], dtype=dtype)
-    layer = NativeLinear(library, teams[1], weight, bias, gated=True)
+    packed = pack(weight, library.depth, gated=True)
+    layer = NativeLinear(library, teams[1], packed, bias, gated=True)
     expected = F.silu(gates.double())
     error = (layer(gates[:, None])[:, 0].double() - expected).abs()
     assert (error <= (2.0**-20 + UNIT[dtype]) * expected.abs() + 1e-30).all()
