@@ -75,17 +75,24 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "scores.h"
 
 #include "levels.h"
-#define NAME(name) name##_int8
-#define ELEMENT int8_t
 #define DEPTH DEPTH_INT8
 #define CELL int16_t
-#define ADD_PRODUCT add_product_int8
+#define NAME(name) name##_int8
+#define ELEMENT int8_t
+#define ADD_PRODUCT(sum, at, row) add_pairs(sum, pairs_int8(at), row)
 #include "product.h"
 #undef NAME
 #undef ELEMENT
+#undef ADD_PRODUCT
+#define NAME(name) name##_int16
+#define ELEMENT int16_t
+#define ADD_PRODUCT(sum, at, row) add_pairs(sum, pairs_int16(at), row)
+#include "product.h"
+#undef NAME
+#undef ELEMENT
+#undef ADD_PRODUCT
 #undef DEPTH
 #undef CELL
-#undef ADD_PRODUCT
 
 #define NAME(name) name##_f32
 #define ELEMENT float

@@ -2,39 +2,62 @@
  *
  * A product of two levels has 22 bits or less, the sum of a segment's 31: exact in any order.
  */
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
 enum {
     DEPTH_INT8 = 2,  /* levels of a column that lie side by side */
-    SEGMENT = 512,   /* values of a row that share a scale: 512 * 127 * MAX_LEVEL is below 2^31 */
-    MAX_LEVEL = 32767,
+    SEGMENT = 1024,  /* values of a row that share a scale: 1024 * 127 * MAX_LEVEL is below 2^31 */
+    MAX_LEVEL = 16383,
+    PANEL_STEP = 16 * DEPTH_INT8, /* levels of one step of a panel, and of a group */
+    GROUP_STEP = 4 * PANEL_STEP,
+    WIDE_ROWS = 48, /* from so many rows on it pays to widen the weights first */
 };
 
 typedef int8_t byte_pairs __attribute__((vector_size(LANES * 2)));
 typedef int16_t shorts __attribute__((vector_size(LANES * 2)));
 typedef int16_t short_pairs __attribute__((vector_size(LANES * 4)));
 
-/* sum + row[0] * at[even] + row[1] * at[odd]: LANES pairs. The sums are int32 in the bits of floats. */
-INLINE floats add_product_int8(floats sum, const int8_t *at, const int16_t *row)
+/* LANES pairs of levels, as 16 bits each. */
+INLINE words pairs_int8(const int8_t *at)
 {
+#if defined(__AVX512BW__)
+    return (words)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__AVX2__)
+    return (words)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)at));
+#else
     byte_pairs packed;
     memcpy(&packed, at, sizeof packed);
-    const short_pairs weights = __builtin_convertvector(packed, short_pairs);
-    int32_t pair;
-    memcpy(&pair, row, sizeof pair);
+    return (words)__builtin_convertvector(packed, short_pairs);
+#endif
+}
+
+INLINE words pairs_int16(const int16_t *at)
+{
+    words pairs;
+    memcpy(&pairs, at, sizeof pairs);
+    return pairs;
+}
+
+/* sum + row[0] * pairs[even] + row[1] * pairs[odd]. Sums are int32 in the bits of floats. */
+INLINE floats add_pairs(floats sum, words pairs, const int16_t *row)
+{
+    int32_t both;
+    memcpy(&both, row, sizeof both);
 #if defined(__AVX512VNNI__)
-    return (floats)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32(pair));
+    return (floats)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)pairs, _mm512_set1_epi32(both));
 #elif defined(__AVX512BW__)
-    return (floats)((ints)sum
-                    + (ints)_mm512_madd_epi16((__m512i)weights, _mm512_set1_epi32(pair)));
+    const ints products = (ints)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi32(both));
 #elif defined(__AVX2__)
-    return (floats)((ints)sum
-                    + (ints)_mm256_madd_epi16((__m256i)weights, _mm256_set1_epi32(pair)));
+    const ints products = (ints)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32(both));
+#elif defined(__SSE2__)
+    const ints products = (ints)_mm_madd_epi16((__m128i)pairs, _mm_set1_epi32(both));
 #else
-    const ints pairs = (ints)weights, even = (ints)((words)pairs << 16) >> 16, odd = pairs >> 16;
-    return (floats)((ints)sum + even * row[0] + odd * row[1]);
+    const ints products = ((ints)(pairs << 16) >> 16) * row[0] + ((ints)pairs >> 16) * row[1];
+#endif
+#if !defined(__AVX512VNNI__)
+    return (floats)((ints)sum + products);
 #endif
 }
 
@@ -71,4 +94,15 @@ static float round_to_levels(const float *values, int16_t *to, int64_t length, i
     }
     memcpy(to, levels, padded * sizeof *to);
     return (is_zero ? 0.0f : top / MAX_LEVEL) + sum(poison);
+}
+
+/* A panel's levels as 16 bits, steps of which lie `step_size` apart in both. */
+static void widen(const int8_t *from, int16_t *to, int64_t num_steps, int64_t step_size)
+{
+    for (int64_t step = 0; step < num_steps; step++)
+        for (int v = 0; v < PER_PANEL; v++) {
+            const int64_t at = step * step_size + v * LANES * DEPTH_INT8;
+            const words pairs = pairs_int8(from + at);
+            memcpy(to + at, &pairs, sizeof pairs);
+        }
 }

@@ -5,12 +5,12 @@ import ctypes
 import torch
 
 from engine.model.kernels.binding import Library, LinearStruct, Team
-from engine.model.kernels.packing import PackedMatrix, packed_bias
+from engine.model.kernels.packing import GROUP_COLUMNS, PackedMatrix, packed_bias
 from engine.model.operators import Norm
 
 _CELL_BYTES = 4
 """Of an element of x as it is multiplied, at most."""
-_SEGMENT = 512
+_SEGMENT = 1024
 """Elements of x that share a scale, SEGMENT of levels.h."""
 
 
@@ -35,6 +35,7 @@ class NativeLinear:
         in_features = weight.in_features
         padded = -(-in_features // weight.weight.shape[-1]) * weight.weight.shape[-1]
         self._row_bytes = (padded + -(-in_features // _SEGMENT)) * _CELL_BYTES
+        self._team_bytes = padded * GROUP_COLUMNS * 2 * team.num_threads if is_int8 else 0
         if bias is not None:
             bias = packed_bias(bias) if gated else bias.contiguous()
         norm_weight = None if norm is None else norm.weight.contiguous()
@@ -63,7 +64,7 @@ class NativeLinear:
             x.data_ptr(),
             None if residual is None else residual.data_ptr(),
             y.data_ptr(),
-            self._team.scratch(rows * self._row_bytes),
+            self._team.scratch(self._team_bytes + rows * self._row_bytes),
             rows,
             self._team.pool,
         )
