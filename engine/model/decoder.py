@@ -80,9 +80,7 @@ class _Layer:
 
         norms = (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None
         self._attention = attention.layer(facts.window(index), norms)
-        self._qkv = linear(
-            parameters.qkv(index), facts.attention_bias, norm("input_layernorm")
-        )
+        self._qkv = linear(parameters.qkv(index), facts.attention_bias, norm("input_layernorm"))
         self._out = linear(parameters.out(index), facts.attention_output_bias)
         self._gate_up = linear(
             parameters.gate_up(index), facts.mlp_bias, norm("post_attention_layernorm")

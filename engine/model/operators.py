@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from engine.config import Kernels, Settings, may_be_native
+from engine.config import Kernels, Quantization, Settings, may_be_native
 from engine.errors import KernelError
 from engine.model.batch import Layout
 from engine.model.choice import Sampler
@@ -130,18 +130,21 @@ def make_operators(
     """The operators that `engine.kernels` asks for.
 
     Raises:
-        KernelError: Native kernels were asked for and cannot be had.
+        KernelError: Native kernels were asked for, or quantised weights, which only they have, and
+            they cannot be had.
     """
     from engine.model.torch_operators import TorchOperators
 
+    quantized = settings.quantization is not Quantization.none
     if not may_be_native(settings.kernels, settings.device, settings.dtype):
+        assert not quantized  # the planner has refused it
         return TorchOperators(settings, dtype, device)
     try:
         from engine.model.kernels.operators import NativeOperators
 
         return NativeOperators(settings, dtype, num_threads)
     except KernelError as error:
-        if settings.kernels is Kernels.native:
+        if settings.kernels is Kernels.native or quantized:
             raise
         logger.warning("native kernels cannot be used: %s; %s", error, error.hint)
         remark = f"torch's slower operators: {error}; hint: {error.hint}"

@@ -1,7 +1,7 @@
 """One file with all weights of a model as the kernels read them, in the safetensors format.
 
-Which tensors it has, and where, follows from the model, the form and the checkpoint's files alone: a
-file with another header is not the one.
+Which tensors it has, and where, follows from the model, the form and the checkpoint's files alone:
+a file with another header is not the one.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -23,8 +23,10 @@ from engine.model.kernels.packing import INT8_DEPTH, LAYOUT_VERSION, packed_grou
 from engine.model.parameters import EMBEDDING, Matrix, Weights, matrices, vectors
 from engine.model.tensor_shapes import tensor_shapes
 
-PAGE_BYTES = 4096
-"""Where tensors begin in the file is a multiple of this, and of a cache line for each matrix."""
+ALIGNMENT = 4096
+"""The header's length is a multiple of it; matrices, which are first, are of cache lines."""
+_LENGTH = struct.Struct("<Q")
+"""Of the rest of the header, before it."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
@@ -58,7 +60,7 @@ class _Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
-    """In the file."""
+    """Behind the header."""
 
 
 class PackedFile:
@@ -69,8 +71,9 @@ class PackedFile:
         self._places: dict[str, _Place] = {}
         self._header = self._lay_out(sources)
         self.key = hashlib.sha256(self._header).hexdigest()[:32]
-        last = list(self._places.values())[-1]
-        self.num_bytes = last.offset + math.prod(last.shape) * last.dtype.itemsize
+        self.num_bytes = len(self._header) + sum(
+            math.prod(place.shape) * place.dtype.itemsize for place in self._places.values()
+        )
 
     def write(self, file: BinaryIO, weights: Weights) -> None:
         """Writes all of it.
@@ -113,7 +116,10 @@ class PackedFile:
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return {
                 key: torch.frombuffer(
-                    memory, dtype=place.dtype, count=math.prod(place.shape), offset=place.offset
+                    memory,
+                    dtype=place.dtype,
+                    count=math.prod(place.shape),
+                    offset=len(self._header) + place.offset,
                 ).view(place.shape)
                 for key, place in self._places.items()
             }
@@ -124,20 +130,17 @@ class PackedFile:
 
     def _lay_out(self, sources: Sequence[Source]) -> bytes:
         """Places all tensors; the header."""
-        tensors = self._tensors()
-        made_of = {"layout": LAYOUT_VERSION, "sources": sources}
-        header = {"__metadata__": {"format": "pt", "made_of": json.dumps(made_of)}}
+        made_of = json.dumps({"layout": LAYOUT_VERSION, "sources": sources})
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", "made_of": made_of}}
         offset = 0
-        for name, (dtype, shape) in tensors.items():
+        for name, (dtype, shape) in self._tensors().items():
             end = offset + math.prod(shape) * dtype.itemsize
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
+            self._places[name] = _Place(dtype, shape, offset)
             offset = end
         text = json.dumps(header).encode()
-        text += b" " * (-(8 + len(text)) % PAGE_BYTES)
-        begin = 8 + len(text)
-        for name, (dtype, shape) in tensors.items():
-            self._places[name] = _Place(dtype, shape, begin + header[name]["data_offsets"][0])
-        return struct.pack("<Q", len(text)) + text
+        text += b" " * (-(_LENGTH.size + len(text)) % ALIGNMENT)
+        return _LENGTH.pack(len(text)) + text
 
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """In the order of the file: what every step reads first, and the embedding's rows last."""
@@ -173,7 +176,7 @@ def is_current(file: Path) -> bool:
     """Whether the checkpoint that a packed file was made of is still there, as it was then."""
     try:
         with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
+            (length,) = _LENGTH.unpack(content.read(_LENGTH.size))
             header = json.loads(content.read(length))
         made_of = json.loads(header["__metadata__"]["made_of"])
         sources = [Source(*source) for source in made_of["sources"]]
@@ -185,4 +188,4 @@ def is_current(file: Path) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

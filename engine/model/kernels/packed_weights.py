@@ -82,9 +82,7 @@ class PackedWeights:
         remove_stale(KIND, lambda directory: is_current(directory / _FILE))
         new.chmod(0o700)
         fd = os.open(new / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        logger.info(
-            "packing %d MiB of weights of %s", self._file.num_bytes >> 20, self._directory
-        )
+        logger.info("packing %d MiB of weights of %s", self._file.num_bytes >> 20, self._directory)
         self._write(fd)
 
     def _in_memory(self) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 LAYOUT_VERSION = 1
-"""Counted up with each change of what `packed_groups` gives: packed files of before are not read."""
+"""Counted up when `packed_groups` gives something else: packed files of before are not read."""
 PANEL = 16
 GROUP_PANELS = 4
 GROUP_COLUMNS = PANEL * GROUP_PANELS
