@@ -25,12 +25,14 @@ display take some, and the allocator leaves gaps.
 """
 CUDA_CONTEXT_BYTES = 1024 * MIB
 """CUDA context, loaded kernels, cuBLAS workspaces."""
-PROCESS_BYTES = 275 * MIB
-"""What an engine core on a CPU has besides weights, cache and a step: torch, and the heap's gaps.
+PROCESS_BYTES = 160 * MIB
+"""What an engine core on a CPU has besides weights, cache and a step: what it imports, torch above
+all, and its heap.
 
-Measured, as `Private_Dirty` in `/proc/PID/smaps_rollup` of engine cores that are ready (dp=2 and 4,
-one thread; torch 2.13.0, CPU build, Linux x86-64): 173 MiB with a model of 1 MB; 732 MiB with
-SmolLM2-135M in bfloat16, of which 257 are its packed weights and 198 `RankMemory.step_bytes`.
+Measured in `/proc/PID/smaps` (torch 2.13.0, CPU build, Linux x86-64): 140 MiB of heap and anonymous
+memory of the server that engine cores are forked from, which they share but on Ray have each to
+itself; 16 MiB of `Private_Dirty` when ready, 48 at the end of a load of 64 requests, the cache's
+64 MiB left out (SmolLM2-135M in bfloat16).
 """
 DUMMY_PROCESS_BYTES = 16 * MIB
 """The same of the runner that computes nothing, which imports no torch: measured alike, 16 MiB."""

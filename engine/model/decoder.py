@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from engine.model import parameters
 from engine.model.facts import ModelFacts
@@ -31,7 +30,7 @@ class Decoder:
         on_layer: Callable[[], None],
     ) -> None:
         self._on_layer = on_layer
-        self._embedding = weights.tensor(parameters.EMBEDDING)
+        self._embedding = operators.embedding(weights)
         self._layers = [
             _Layer(facts, weights, operators, attention, index)
             for index in range(facts.num_hidden_layers)
@@ -49,7 +48,7 @@ class Decoder:
             step: What the attention made of the step's layout.
             caches: One per layer, of the attention's.
         """
-        x = F.embedding(token_ids, self._embedding)
+        x = self._embedding(token_ids)
         for layer, cache in zip(self._layers, caches, strict=True):
             x = layer(x, cache, step)
             self._on_layer()

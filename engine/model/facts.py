@@ -88,17 +88,18 @@ class ModelFacts:
         return self.num_parameters * BYTES_PER_ELEMENT[dtype]
 
     def packed_bytes(self, dtype: str, quantized: bool) -> int:
-        """Memory of the weights as the C kernels keep them, which have a head even if it is tied.
+        """Memory of the weights as the C kernels keep them.
 
         Args:
             dtype: Of what is not quantised.
-            quantized: Linear layers have 8 bits, and a float32 for each column.
+            quantized: Linear layers, the head among them, have 8 bits and a float32 for each
+                column; the embedding is kept besides.
         """
+        if not quantized:
+            return self.weight_bytes(dtype)
         layers, embeddings = self.num_hidden_layers, self._embedding_parameters
         matrices = layers * self._layer_matrix_parameters + embeddings
         others = layers * self._layer_vector_parameters + self.hidden_size + embeddings
-        if not quantized:
-            return (matrices + others) * BYTES_PER_ELEMENT[dtype]
         query, key = self._query_size, self._key_size
         mlp_columns = (2 * self.intermediate_size + self.hidden_size) * max(1, self.num_experts)
         columns = layers * (query + 2 * key + self.hidden_size + mlp_columns) + self.vocab_size

@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,10 @@ class Norm(NamedTuple):
     weight: torch.Tensor
     """[features]."""
     eps: float
+
+
+Embedding = Callable[[torch.Tensor], torch.Tensor]
+"""[tokens] ids to [tokens, features]."""
 
 
 class Linear(Protocol):
@@ -97,6 +102,10 @@ class Operators(Protocol):
         Raises:
             ModelError: The directory lacks some.
         """
+        ...
+
+    def embedding(self, weights: Any) -> Embedding:
+        """That of what `weights()` gives."""
         ...
 
     def linear(

@@ -1,14 +1,17 @@
 """The operators of a model by torch alone, for every device."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from engine.config import Settings
 from engine.model.attention import TorchAttention
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
 from engine.model.loader import Checkpoint
-from engine.model.operators import Linear, Norm
+from engine.model.operators import Embedding, Linear, Norm
+from engine.model.parameters import EMBEDDING, Weights
 from engine.model.torch_sampler import TorchSampler
 
 
@@ -27,6 +30,9 @@ class TorchOperators:
 
     def weights(self, directory: Path) -> Checkpoint:
         return Checkpoint(directory, self._dtype, self._device)
+
+    def embedding(self, weights: Weights) -> Embedding:
+        return partial(F.embedding, weight=weights.tensor(EMBEDDING))
 
     def linear(
         self,

@@ -74,6 +74,9 @@ class Library:
         for linear in (self.linear, self.linear_int8):
             linear.argtypes = [c_void_p] * 5 + [c_int64, c_void_p]
             linear.restype = None
+        self.gather = library[f"gather_{suffix}"]
+        self.gather.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p]
+        self.gather.restype = None
         self.attention = library[f"attention_{suffix}"]
         self.attention.argtypes = [c_void_p] * 7
         self.attention.restype = None

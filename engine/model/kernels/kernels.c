@@ -108,6 +108,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "attention.h"
+#include "gather.h"
 #include "linear.h"
 #include "linear_int8.h"
 
@@ -138,5 +139,6 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "product.h"
 
 #include "attention.h"
+#include "gather.h"
 #include "linear.h"
 #include "linear_int8.h"

@@ -1,18 +1,22 @@
 """The operators of a model by C kernels of ours, for the CPU."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from engine.config import Quantization, Settings
+from engine.model import parameters
 from engine.model.kernels.attention import NativeAttention
 from engine.model.kernels.binding import Library, Team, best_library
+from engine.model.kernels.embedding import NativeEmbedding
 from engine.model.kernels.linear import NativeLinear
 from engine.model.kernels.packed_file import Form
 from engine.model.kernels.packed_weights import PackedWeights
 from engine.model.kernels.packing import PackedMatrix
 from engine.model.kernels.sampler import NativeSampler
-from engine.model.operators import Linear, Norm
+from engine.model.operators import Embedding, Linear, Norm
 
 
 class NativeOperators:
@@ -48,6 +52,12 @@ class NativeOperators:
         weights = PackedWeights(directory, self._settings.facts, form)
         self.remark = weights.remark
         return weights
+
+    def embedding(self, weights: PackedWeights) -> Embedding:
+        if weights.has_embedding:
+            return partial(F.embedding, weight=weights.tensor(parameters.EMBEDDING))
+        head = weights.matrix(parameters.head(self._settings.facts))
+        return NativeEmbedding(self._library, self._team, head)
 
     def linear(
         self,

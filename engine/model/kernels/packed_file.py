@@ -91,7 +91,7 @@ class PackedFile:
                 all_scales.append(scales)
             if self._form.quantized:
                 file.write(_bytes(torch.cat(all_scales)))
-        for name in (*vectors(self._facts), EMBEDDING):
+        for name in self._others():
             file.write(_bytes(weights.tensor(name)))
 
     def map(self, fd: int, name: str) -> dict[str, torch.Tensor]:
@@ -142,8 +142,13 @@ class PackedFile:
         text += b" " * (-(_LENGTH.size + len(text)) % ALIGNMENT)
         return _LENGTH.pack(len(text)) + text
 
+    def _others(self) -> list[str]:
+        """Tensors that are as in the checkpoint. A head of full precision is the embedding too."""
+        has_embedding = self._form.quantized or not self._facts.tie_word_embeddings
+        return [*vectors(self._facts), *([EMBEDDING] if has_embedding else [])]
+
     def _tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """In the order of the file: what every step reads first, and the embedding's rows last."""
+        """In the order of the file."""
         shapes, tensors = tensor_shapes(self._facts), {}
         for matrix in matrices(self._facts):
             columns, in_features = matrix_size(matrix, self._facts)
@@ -153,7 +158,7 @@ class PackedFile:
             if self._form.quantized:
                 scales = (shape[0] * math.prod(shape[2:4]),)
                 tensors[scales_name(matrix)] = torch.float32, scales
-        for name in (*vectors(self._facts), EMBEDDING):
+        for name in self._others():
             tensors[name] = self._form.dtype, shapes[name]
         return tensors
 

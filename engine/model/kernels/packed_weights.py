@@ -21,7 +21,7 @@ from engine.model.kernels.packed_file import (
 )
 from engine.model.kernels.packing import PackedMatrix
 from engine.model.loader import Checkpoint
-from engine.model.parameters import Matrix
+from engine.model.parameters import EMBEDDING, Matrix
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,11 @@ class PackedWeights:
                 f"weights packed in its own memory, which ranks do not share: {problem};"
                 f" hint: {problem.hint}"
             )
+
+    @property
+    def has_embedding(self) -> bool:
+        """Else its rows are the columns of the head."""
+        return EMBEDDING in self._tensors
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name]
