@@ -1,5 +1,6 @@
 """The linear kernel against exact products, row by row, on every path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -81,13 +82,22 @@ def make_layer(case: Case, library, teams) -> NativeLinear:
     return NativeLinear(library, team, weight, case.bias, case.norm, case.gated, case.float32_out)
 
 
-def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+def exact(
+    case: Case,
+    weight: torch.Tensor | None = None,
+    cell_error: Callable[[torch.Tensor], torch.Tensor] = torch.zeros_like,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer gives in float64, and the largest error that rounding on the way explains.
 
     Rounded are: each cell of the left-hand side, if it is not x itself; every float32 operation
     of the norm and of a sum; a result.
+
+    Args:
+        case: The layer.
+        weight: What its weight stands for; None: itself.
+        cell_error: Of x as it is multiplied, what else its cells may be off by.
     """
-    x, weight = case.x.double(), case.weight.double()
+    x, weight = case.x.double(), (case.weight if weight is None else weight).double()
     sum_unit = (2 * case.in_features + 16) * UNIT[torch.float32]
     cell_unit = 0.0
     if case.norm is not None:
@@ -96,6 +106,7 @@ def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     bias = torch.zeros(len(weight)) if case.bias is None else case.bias.double()
     y = x @ weight.T + bias
     error = (x.abs() @ weight.abs().T) * (cell_unit + sum_unit) + bias.abs() * sum_unit
+    error = error + cell_error(x) @ weight.abs().T
     if case.gated:
         (gate, up), (gate_error, up_error) = y.chunk(2, dim=1), error.chunk(2, dim=1)
         y = F.silu(gate) * up
