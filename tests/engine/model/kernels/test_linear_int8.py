@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(300)
 
 SEGMENT = 1024
 MAX_LEVEL = 16383
-LONG = {"in_features": 2 * SEGMENT + 51, "out_features": 70}
+LONG = 2 * SEGMENT + 51
 """Several segments, the last one short."""
 ids = ["plain", "gated"]
 
@@ -55,11 +55,11 @@ def test_the_result_is_exact_but_for_rounding(library, dtype, teams, case):
 @pytest.mark.parametrize("rows", [5, 100])
 @pytest.mark.parametrize("case", [PLAIN, GATED], ids=ids)
 def test_rows_of_several_segments(library, dtype, teams, case, rows):
-    check(replace(case, rows=rows, dtype=dtype, **LONG), library, teams)
+    check(replace(case, rows=rows, dtype=dtype, in_features=LONG), library, teams)
 
 
 def test_the_largest_levels_do_not_overflow(library, dtype, teams):
-    case = replace(PLAIN, dtype=dtype, has_bias=False, has_residual=False, **LONG)
+    case = replace(PLAIN, dtype=dtype, has_bias=False, has_residual=False, in_features=LONG)
     case.x[:], case.weight[:] = 1.0, -1.0
     assert (make_layer(case, library, teams)(case.x) + case.in_features).abs().max() <= (
         0.01 * case.in_features
