@@ -261,7 +261,7 @@ def test_weights_larger_than_the_memory_are_refused_with_figures():
     assert message == (
         "dp=3 puts 3 ranks on head, which has 17.0 GiB of memory:"
         " a rank takes 15.0 GiB of weights (bfloat16), 256.0 MiB of cache,"
-        " 1014.0 MiB for its process and to compute (ranks share the weights)"
+        " 1021.2 MiB for its process and to compute (ranks share the weights)"
     )
     assert hint == "dp=1, or engine.quantization=int8"
     config = config_of(engine__dtype=DType.float32)
