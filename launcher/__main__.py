@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
 
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine import __version__
 from launcher.config import Action, LaunchConfig, register
 from launcher.config_checks import check, not_read, without_effect
-from launcher.errors import Interrupted, LauncherError, Refused, report
+from launcher.errors import Interrupted, LauncherError, Refused, report, warn
 
 if TYPE_CHECKING:
     from launcher.planning import Planned
@@ -225,11 +225,6 @@ def launch(config: LaunchConfig, overrides: Sequence[str]) -> int:
         return report(error)
     except KeyboardInterrupt:
         return report(Interrupted(signal.SIGINT))
-
-
-def warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stderr.write(f"warning: {line}\n")
 
 
 def carry_out(

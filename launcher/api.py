@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from launcher.actions.serve import Serving
 from launcher.config import Action, LaunchConfig, register
-from launcher.config_checks import check
+from launcher.config_checks import check, without_effect
 from launcher.config_errors import explain
-from launcher.errors import DeploymentFailed, Interrupted, Refused, StartFailed
+from launcher.errors import DeploymentFailed, Interrupted, Refused, StartFailed, warn
 from launcher.planning import Planned, planned
 
 _composing = threading.Lock()
@@ -133,6 +133,7 @@ class Deployment:
     def _run(self) -> None:
         try:
             with planned(self._config, self._groups) as found:
+                warn((*without_effect(self._config), *found.plan.warnings))
                 asyncio.run(self._serve(found))
         except Interrupted:
             if not self._is_ready.is_set():

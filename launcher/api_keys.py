@@ -3,6 +3,7 @@
 import os
 import shlex
 import stat
+from collections.abc import Sequence
 
 from engine.access import Access
 from launcher.config import FrontendConfig
@@ -24,6 +25,11 @@ def read_access(options: FrontendConfig) -> Access:
     if options.api_key_file is not None:
         keys += _read_file(options.api_key_file)
     return Access(tuple(dict.fromkeys(keys)))
+
+
+def without_keys(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they may be written down: `KEYS`, which no config takes, in place of keys."""
+    return [f"{text.partition('=')[0]}=KEYS" if "api_keys" in text else text for text in overrides]
 
 
 def _read_file(path: str) -> list[str]:

@@ -163,7 +163,8 @@ def _out_of_limits(
         for limit, bound in field.metadata.items():
             words, holds = LIMITS[limit]
             if not holds(value, bound):
-                override = f"{key}={bound if works is None else works}"
+                least = "null" if limit == "gt" else bound  # which itself is too little
+                override = f"{key}={least if works is None else works}"
                 yield Problem(f"{of}{key} must be {words} {bound}: {value}", override)
 
 

@@ -190,7 +190,9 @@ def _problem(key: str, value: object, text: str, catalogue: Catalogue) -> Proble
         default = option.with_default().partition("=")[2]
         return _wrong_choice(key, option.choices, default, value, catalogue)
     if not option.accepts(value):
-        return Problem(f"{key} must be {option.expected}: {_shown(value)}", option.with_default())
+        is_one = option.accepts([value])  # where a list is wanted
+        works = f"{key}=[{_shown(value)}]" if is_one else option.with_default()
+        return Problem(f"{key} must be {option.expected}: {_shown(value)}", works)
     return None
 
 

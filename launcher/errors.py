@@ -1,6 +1,7 @@
 """Errors of the launcher: what ends it, with which exit code, and what the user can do."""
 
 import sys
+from collections.abc import Iterable
 
 
 class LauncherError(Exception):
@@ -44,3 +45,9 @@ def report(error: LauncherError) -> int:
     """Writes an error and its hint to stderr; returns its exit code."""
     sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
     return error.exit_code
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Writes warnings to stderr, a line each."""
+    for line in lines:
+        sys.stderr.write(f"warning: {line}\n")

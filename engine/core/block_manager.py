@@ -25,6 +25,9 @@ class BlockManager:
     def num_free(self) -> int:
         return len(self._free)
 
+    def is_held(self, block: int) -> bool:
+        return self._holders[block] > 0
+
     def num_needed(self, num_tokens: int) -> int:
         """Blocks that so many tokens fill."""
         return -(-num_tokens // self.block_size)
@@ -85,6 +88,13 @@ class BlockManager:
                     self._free.move_to_end(block, last=False)
         request.block_ids = []
         request.num_computed = 0
+
+    def unpublish(self, request: Request) -> None:
+        """Makes what a request has published impossible to find: there is something wrong in it."""
+        for content in request.known_block_hashes:
+            block = self._block_of.pop(content, None)
+            if block is not None:
+                del self._hash_of[block]
 
     def _find_prefix(self, request: Request) -> list[int]:
         # What is taken from the cache has no logits.

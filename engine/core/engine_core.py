@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from engine.config import Settings
+from engine.config import DType, Settings
 from engine.core.block_manager import BlockManager
 from engine.core.engine_metrics import EngineMetrics
 from engine.core.request import Request, RequestKey, RequestRefused
@@ -40,6 +40,7 @@ class EngineCore:
         )
         self._eos_token_ids = settings.facts.eos_token_ids
         self._vocab_size = settings.facts.vocab_size
+        self._dtype = settings.dtype
         self._metrics = EngineMetrics(cache.prefix_caching)
 
     @property
@@ -124,9 +125,14 @@ class EngineCore:
         result = self._runner.execute([_chunk(item) for item in scheduled])
         for index, scores in result.prompt_logprobs.items():
             scheduled[index].request.prompt_logprobs += scores
+        spoilt = _blocks_of(scheduled, result.failed)
         produced = self._scheduler.postprocess(scheduled, result.token_ids)
         for index, logprobs in result.logprobs.items():
             produced[index].logprobs = logprobs
+        for index in result.failed:
+            self._fail(produced[index])
+        if spoilt:
+            self._runner.erase([block for block in spoilt if not self._blocks.is_held(block)])
         self._metrics.note_step(
             began_s, time.perf_counter(), scheduled, produced, self._scheduler.admitted
         )
@@ -139,6 +145,22 @@ class EngineCore:
     def _has(self, token_ids: Sequence[int]) -> bool:
         """Whether the vocabulary has all of them."""
         return all(0 <= token_id < self._vocab_size for token_id in token_ids)
+
+    def _fail(self, item: Produced) -> None:
+        """Ends a request for which the model has computed no numbers."""
+        request = item.request
+        self._scheduler.abort(request.key)  # unless the token that means nothing has ended it
+        self._blocks.unpublish(request)
+        item.finish_reason, item.stop_token_id = FinishReason.error, None
+        item.logprobs, item.prompt_logprobs = None, []
+        item.error = f"The model's logits are not finite, computed in {self._dtype.value}: "
+        if self._dtype is DType.float32:
+            item.error += "are the weights damaged?"
+        else:
+            item.error += (
+                "a value has grown too large for that; engine.dtype=float32 has more room."
+            )
+        logger.error("request %s: %s", request.external_id, item.error)
 
     @property
     def _kv_usage(self) -> float:
@@ -155,6 +177,14 @@ def _log_ended(request: Request, reason: FinishReason) -> None:
     logger.debug(
         "request %s: %s, %d tokens", request.external_id, reason.value, request.num_outputs
     )
+
+
+def _blocks_of(scheduled: Sequence[Scheduled], failed: Sequence[int]) -> set[int]:
+    """The blocks of items, given by their place among those that want a token."""
+    if not failed:
+        return set()
+    wanting = [item.request for item in scheduled if item.wants_token]
+    return {block for index in failed for block in wanting[index].block_ids}
 
 
 def _chunk(item: Scheduled) -> Chunk:

@@ -1,6 +1,7 @@
 """One request inside an engine core: its tokens and how far they are computed."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
@@ -86,6 +87,11 @@ class Request:
     def num_ahead(self) -> int:
         """Tokens still to be chosen, as far as they count as work."""
         return min(self.sampling.max_tokens - self.num_outputs, OUTPUT_HORIZON)
+
+    @property
+    def known_block_hashes(self) -> Sequence[bytes]:
+        """Those that `block_hashes` has given."""
+        return self._block_hashes
 
     def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Hashes of the first blocks, each chained to the one before: it stands for its prefix.

@@ -38,15 +38,18 @@ class Produced:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """With the first token."""
+    error: str = ""
+    """With `FinishReason.error`: why there is no token after all."""
 
     def output(self) -> RequestOutput:
         """What the request's front end is told."""
         request = self.request
         return RequestOutput(
             request.key.request_id,
-            [self.token_id],
+            [self.token_id] if not self.error else [],
             self.finish_reason,
             request.num_cached,
+            self.error,
             logprobs=[] if self.logprobs is None else [self.logprobs],
             prompt_logprobs=self.prompt_logprobs,
             stop_token_id=self.stop_token_id,

@@ -19,14 +19,16 @@ from engine.frontend import exposition
 from engine.frontend.answers import ChatWriter, TextWriter, Writer
 from engine.frontend.body_limit import default_max_body_bytes
 from engine.frontend.completion import Completion, Prompt
+from engine.frontend.current import REQUEST_ID
 from engine.frontend.delivery import AnswerStream, whole_answer
 from engine.frontend.docs_page import docs_page
 from engine.frontend.error_responses import answer_errors_as_openai
 from engine.frontend.errors import InvalidRequest, Overloaded
 from engine.frontend.front_end import FrontEnd
-from engine.frontend.gate import REQUEST_ID, Gate
+from engine.frontend.gate import Gate
 from engine.frontend.key_check import KeyCheck
-from engine.frontend.limits import sampling_params, seed_source
+from engine.frontend.key_scheme import describe_keys
+from engine.frontend.limits import check_echo, sampling_params, seed_source
 from engine.frontend.logprobs import TokenText
 from engine.frontend.model_names import check_model
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
@@ -73,11 +75,14 @@ def make_app(front_end: FrontEnd, tokenizer: Tokenizer, access: Access) -> ASGIA
     app.add_api_route("/metrics", api.metrics, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/docs", api.docs, methods=["GET"], include_in_schema=False)
     options = front_end.settings.frontend
+    keys = KeyCheck(access.api_keys)
+    if not keys.is_open:
+        describe_keys(app)
     gate = Gate(
         app,
         front_end.admission,
         front_end.metrics,
-        KeyCheck(access.api_keys),
+        keys,
         options.max_body_bytes or default_max_body_bytes(front_end.settings.max_model_len),
         options.receive_timeout_s,
         _paths(app),
@@ -180,6 +185,7 @@ class Api:
         sampling = [
             sampling_params(body, token_ids, self._settings, self._seeds) for token_ids in prompts
         ]
+        check_echo(body, prompts, self._settings.max_model_len)
         echoes = [await self._tokenizer.echo(prompt) for prompt in repeated]
         asked = list(starmap(Prompt, zip_longest(prompts, sampling, echoes)))
         self._check_queue()
@@ -206,6 +212,7 @@ class Api:
             self._settings.facts.eos_token_ids,
             bool(body.include_stop_str_in_output),
             body.min_tokens or 0,
+            is_empty=body.max_tokens == 0,
             offset=len(prompt.echo.text) if prompt.echo else 0,
         )
 

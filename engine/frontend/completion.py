@@ -48,7 +48,7 @@ class Choice:
 
     Attributes:
         followers: Choices of the same prompt, which wait until it has been computed once.
-        num_cached_tokens: Of the prompt, found in the prefix cache.
+        is_first: Of its prompt.
         has_begun: Something of it has been read.
         prompt_tokens: With their scores, if they are part of the answer.
     """
@@ -59,7 +59,7 @@ class Choice:
     transcript: Transcript
     followers: list["Choice"] = field(default_factory=list)
     generation: Generation | None = None
-    num_cached_tokens: int = 0
+    is_first: bool = False
     has_begun: bool = False
     prompt_tokens: list[ScoredToken] = field(default_factory=list)
 
@@ -110,25 +110,27 @@ class Completion:
         self._waiter: asyncio.Future[None] | None = None
         self._problem: ApiError | None = None
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        # Kept as sums: every event may tell them, and there may be a thousand choices.
+        self._num_tokens = self._num_cached_tokens = 0
         self._has_begun = self._is_closed = False
         self._outcome = _UNFINISHED
         self._start_s = time.monotonic()
         self.on_failure: Callable[[], None] = lambda: None
         self.on_overflow: Callable[[], None] = lambda: None
         self.choices: list[Choice] = []
-        self._leaders: list[Choice] = []
+        leaders: list[Choice] = []
         for prompt in prompts:
             first, *others = (
                 Choice(len(self.choices) + number, prompt, sampling, new_transcript(prompt))
                 for number, sampling in enumerate(prompt.sampling)
             )
-            first.followers = others
-            self._leaders.append(first)
+            first.is_first, first.followers = True, others
+            leaders.append(first)
             self.choices += (first, *others)
         self._num_open = len(self.choices)
         self._timer = self._loop.call_later(timeout_s, self.fail, RequestTimedOut(timeout_s))
         try:
-            for leader in self._leaders:
+            for leader in leaders:
                 self._submit(leader, rank)
         except BaseException as problem:
             self._outcome = str(problem)
@@ -143,13 +145,11 @@ class Completion:
     @property
     def usage(self) -> Usage:
         """So far. A prompt counts once, and so does what was cached before its first choice."""
-        num_tokens = sum(choice.transcript.num_tokens for choice in self.choices)
-        num_cached = sum(leader.num_cached_tokens for leader in self._leaders)
         return Usage(
             prompt_tokens=self._num_prompt_tokens,
-            completion_tokens=num_tokens,
-            total_tokens=self._num_prompt_tokens + num_tokens,
-            prompt_tokens_details=PromptTokensDetails(num_cached),
+            completion_tokens=self._num_tokens,
+            total_tokens=self._num_prompt_tokens + self._num_tokens,
+            prompt_tokens_details=PromptTokensDetails(self._num_cached_tokens),
         )
 
     async def read(self) -> list[tuple[Choice, Piece]]:
@@ -189,14 +189,13 @@ class Completion:
             generation.close()
         if isinstance(self._problem, ClientLeft) and not self.is_complete:
             self._metrics.add(HTTP_DISCONNECTS)
-        num_tokens = sum(choice.transcript.num_tokens for choice in self.choices)
         ranks = sorted({generation.rank for generation in generations})
         logger.info(
             "request %s: rank %s, %s, %s, %.3f s: %s",
             self._request_id,
             ", ".join(map(str, ranks)) or "none",
             counted(self._num_prompt_tokens, "prompt token"),
-            counted(num_tokens, "completion token"),
+            counted(self._num_tokens, "completion token"),
             time.monotonic() - self._start_s,
             self._outcome,
         )
@@ -231,12 +230,14 @@ class Completion:
         if not self._has_begun:
             self._has_begun = True
             self._metrics.observe(HTTP_TIME_TO_FIRST_TOKEN, time.monotonic() - self._start_s)
+        if choice.is_first and not choice.has_begun:
+            self._num_cached_tokens += outputs[0].num_cached_tokens
         piece = Piece() if choice.has_begun else _begin(choice, outputs)
         followers, choice.followers = choice.followers, []
         for follower in followers:
             self._submit(follower, generation.rank)
+        num_before = choice.transcript.num_tokens
         for output in outputs:
-            choice.num_cached_tokens = max(choice.num_cached_tokens, output.num_cached_tokens)
             new = choice.transcript.add(
                 output.token_ids, output.finish_reason, output.logprobs, output.stop_token_id
             )
@@ -245,6 +246,7 @@ class Completion:
                 self._note_end()
                 generation.close(choice.finish_reason)  # a stop string comes before the engine
                 break
+        self._num_tokens += choice.transcript.num_tokens - num_before
         return piece
 
     def _note_end(self) -> None:

@@ -12,8 +12,12 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from engine.frontend.errors import ApiError, BodyTooLate, InvalidRequest
+from engine.frontend.errors import ApiError, BodyTooLate, HeadTooLarge, InvalidRequest
 
+MAX_HEAD_BYTES = 65536
+"""Of a request, apart from its body. Other servers take 8 to 64 KiB."""
+MAX_PIPELINED = 100
+"""Requests that a client may send before the first of them has been answered."""
 _ABORT = "flotilla.abort"
 
 
@@ -24,7 +28,7 @@ def abort(scope: Scope) -> None:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with deadlines where it has none, and OpenAI's error body.
+    """uvicorn's, with deadlines and limits where it has none, and OpenAI's error body.
 
     Args:
         receive_s: Seconds for a request's head from the first byte on, or from the connection on,
@@ -35,6 +39,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._receive_s = receive_s
         self._has_begun = False
+        self._num_head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
 
@@ -48,8 +53,15 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._num_head_bytes += len(data)
         super().data_received(data)
-        if self._owes_request and self._head_timer is None and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+        elif self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLarge(MAX_HEAD_BYTES))
+        elif self._owes_request and self._head_timer is None:
             self._wait_for_head()
 
     def on_message_begin(self) -> None:
@@ -62,6 +74,15 @@ class Connection(HttpToolsProtocol):
         _cancel(self._head_timer)
         self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        # Twice: what frames a chunk may be as long as the chunk.
+        self._num_head_bytes = max(0, self._num_head_bytes - 2 * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_head_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -97,7 +118,10 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _refuse(self, problem: ApiError) -> None:
-        """Answers what has not become a request."""
+        """Answers what has not become a request; nothing can be said amid another answer."""
+        if not self._owes_request and (self._has_begun or self.cycle.response_started):
+            self.transport.abort()
+            return
         content = msgspec.json.encode(problem.body())
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[problem.status] + head % len(content) + content)

@@ -9,11 +9,14 @@ from starlette.types import Message, Receive, Scope, Send
 from engine.frontend.answers import DONE, Usage, Writer, event
 from engine.frontend.completion import Completion
 from engine.frontend.connection import abort
+from engine.frontend.current import REQUEST_ID, STREAM_ERROR
 from engine.frontend.errors import ApiError, ClientLeft, InternalError, SlowReader
-from engine.frontend.gate import STREAM_ERROR
 from engine.frontend.transcript import Piece
 
 logger = logging.getLogger(__name__)
+
+MANY_TOKENS = 2048
+"""With log-probabilities: more take so long to write that others get their turn meanwhile."""
 
 
 async def whole_answer(completion: Completion, writer: Writer, receive: Receive) -> Response:
@@ -29,7 +32,11 @@ async def whole_answer(completion: Completion, writer: Writer, receive: Receive)
             for choice, piece in await completion.read():
                 pieces[choice.index].append(piece)
         ends = [choice.transcript.end for choice in completion.choices]
-        body = writer.whole(list(zip(pieces, ends, strict=True)), completion.usage)
+        told = list(zip(pieces, ends, strict=True))
+        if sum(len(piece.tokens) for piece in pieces) > MANY_TOKENS:
+            body = await asyncio.to_thread(writer.whole, told, completion.usage)
+        else:
+            body = writer.whole(told, completion.usage)
         return Response(body, media_type="application/json")
     finally:
         watch.cancel()
@@ -106,7 +113,7 @@ class AnswerStream(Response):
         except ApiError as problem:
             failure = problem
         except Exception:  # the status has been sent: the stream must say it
-            logger.exception("a stream failed")
+            logger.exception("request %s failed", REQUEST_ID.get())
             failure = InternalError()
         STREAM_ERROR.set(failure.code or failure.type)
         return event(failure.body())
@@ -116,6 +123,8 @@ class AnswerStream(Response):
         for choice, piece in await self._completion.read():
             if piece:
                 events += writer.delta(choice.index, piece, self._usage)
+            if len(piece.tokens) > MANY_TOKENS:
+                await asyncio.sleep(0)
             if choice.finish_reason is not None:
                 events += writer.last(choice.index, choice.transcript.end, self._usage)
         return events

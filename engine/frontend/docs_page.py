@@ -40,14 +40,17 @@ def docs_page(openapi: dict[str, Any], model: str, url: str) -> str:
             "path": path,
             "description": operation.get("description", ""),
             "body": _object(schemas[body]) if (body := _body(operation)) else None,
-            "example": _example(method, url, path, model),
+            "example": _example(method, url, path, model, asks_for_key="security" in operation),
         }
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
     ]
     bodies = {_body(operation) for each in openapi["paths"].values() for operation in each.values()}
     objects = {name: _object(schemas[name]) for name in schemas if name not in bodies}
-    page: str = _PAGE.render(info=openapi["info"], operations=operations, objects=objects)
+    schemes = openapi["components"].get("securitySchemes", {})
+    page: str = _PAGE.render(
+        info=openapi["info"], operations=operations, objects=objects, schemes=schemes.values()
+    )
     return page
 
 
@@ -110,9 +113,11 @@ def _bounds(schema: dict[str, Any]) -> list[str]:
     return [f"{_BOUNDS[key]} {limit:g}" for key, limit in found.items()]
 
 
-def _example(method: str, url: str, path: str, model: str) -> str:
+def _example(method: str, url: str, path: str, model: str, asks_for_key: bool) -> str:
     """The line for a shell."""
     where = shlex.quote(url + path.replace("{model}", model))
+    if asks_for_key:
+        where += ' -H "Authorization: Bearer $KEY"'
     if method != "post":
         return f"curl {where}"
     body = shlex.quote(json.dumps({"model": model, **_EXAMPLES.get(path, {})}))
@@ -171,6 +176,10 @@ _PAGE = _ENVIRONMENT.from_string("""\
 {% endmacro %}
 <h1>{{ info.title }} {{ info.version }}</h1>
 <p>The interface of OpenAI for text. Machines read <a href="/openapi.json">/openapi.json</a>.
+{% for scheme in schemes %}
+<p>It asks for a key, sent as <code>Authorization: Bearer KEY</code>. {{ scheme.description }}
+The examples take it from the shell: <code>KEY=...</code>
+{% endfor %}
 {% for operation in operations %}
 <h2><code>{{ operation.method }} {{ operation.path }}</code></h2>
 <p>{{ operation.description | as_html }}

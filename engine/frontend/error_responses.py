@@ -1,5 +1,7 @@
 """OpenAI's error body for everything that goes wrong, whoever notices it."""
 
+import logging
+
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -8,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.frontend import refusals
+from engine.frontend.current import REQUEST_ID
 from engine.frontend.errors import (
     ApiError,
     BodyTooLarge,
@@ -17,6 +20,8 @@ from engine.frontend.errors import (
     MethodNotAllowed,
     NotFound,
 )
+
+logger = logging.getLogger(__name__)
 
 _MAX_QUOTED_PATH = 256
 
@@ -40,12 +45,12 @@ def answer_errors_as_openai(app: FastAPI) -> None:
 
 async def _on_api_error(_request: Request, problem: Exception) -> Response:
     assert isinstance(problem, ApiError)
-    return error_response(problem)
+    return _answer(problem)
 
 
 async def _on_validation_error(_request: Request, problem: Exception) -> Response:
     assert isinstance(problem, RequestValidationError)
-    return error_response(refusals.explain(problem.errors()))
+    return _answer(refusals.explain(problem.errors()))
 
 
 async def _on_http_exception(request: Request, problem: Exception) -> Response:
@@ -63,10 +68,23 @@ async def _on_http_exception(request: Request, problem: Exception) -> Response:
             error = BodyTooLate(f"{problem.detail}.", code="body_too_late")
         case 413:
             error = BodyTooLarge(f"{problem.detail}.", code="body_too_large")
+        case 400:  # FastAPI's parser has failed, and does not say how
+            message = (
+                "The body cannot be read as JSON: it is not in UTF-8, nested too deeply, or has a"
+                " number of thousands of digits."
+            )
+            error = InvalidRequest(message, code="invalid_body")
         case status:
             error = InvalidRequest(f"{problem.detail}.", code="invalid_body")
             error.status = status
-    return error_response(error)
+    return _answer(error)
+
+
+def _answer(problem: ApiError) -> Response:
+    if isinstance(problem, InvalidRequest):  # what else can go wrong is told elsewhere
+        what = ascii(problem.message)[1:-1]  # it may repeat what a client wrote
+        logger.info("request %s: refused with %s: %s", REQUEST_ID.get(), problem.status, what)
+    return error_response(problem)
 
 
 async def _on_defect(_request: Request, _problem: Exception) -> Response:

@@ -64,6 +64,16 @@ class BodyTooLarge(InvalidRequest):
     headers = {"Connection": "close"}
 
 
+class HeadTooLarge(InvalidRequest):
+    """What comes before or around a body does not end."""
+
+    status = 431
+
+    def __init__(self, limit: int) -> None:
+        message = f"Path and headers are too large: at most {limit} bytes are read."
+        super().__init__(message, code="head_too_large")
+
+
 class UnsupportedContentType(InvalidRequest):
     status = 415
 

@@ -122,6 +122,7 @@ class FrontEnd:
 
     def start_listening(self) -> None:
         """The HTTP server takes requests from now on."""
+        logger.info("listening")
         self._is_listening = True
         self.note_readiness()
 

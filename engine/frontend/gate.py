@@ -5,12 +5,12 @@ import re
 import secrets
 import time
 from collections.abc import Collection
-from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.frontend.admission import Admission
 from engine.frontend.body_limit import limited
+from engine.frontend.current import REQUEST_ID, STREAM_ERROR
 from engine.frontend.error_responses import error_response
 from engine.frontend.errors import Unauthorized, Unavailable
 from engine.frontend.key_check import KeyCheck
@@ -18,12 +18,8 @@ from engine.metrics import HTTP_RECEIVED, HTTP_REQUEST_TIME, HTTP_REQUESTS, HTTP
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID: ContextVar[str] = ContextVar("request_id")
-"""Of the request that the current task answers."""
-STREAM_ERROR: ContextVar[str] = ContextVar("stream_error")
-"""Code of the error that ended the current task's stream; empty while none has."""
 _VALID_ID = re.compile(rb"[\x20-\x7e]{1,128}")
-_OPEN_PATHS = ("/health", "/ready")
+OPEN_PATHS = ("/health", "/ready")
 """For whoever looks after processes and has no key."""
 _OTHER_ROUTE = "other"
 
@@ -63,7 +59,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope)
-        REQUEST_ID.set(request_id)  # each request has a task of its own, and so its own context
+        REQUEST_ID.set(request_id)
         STREAM_ERROR.set("")
         exchange = _Exchange(request_id, send, self._metrics)
         receive = self._counted(limited(scope, receive, self._max_body_bytes, self._body_s))
@@ -89,7 +85,7 @@ class Gate:
             self._metrics.observe(HTTP_REQUEST_TIME, seconds, labels=(route,))
 
     def _check_key(self, scope: Scope) -> None:
-        if self._keys.is_open or scope["path"] in _OPEN_PATHS or _is_private(scope):
+        if self._keys.is_open or scope["path"] in OPEN_PATHS or _is_private(scope):
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if not self._keys.admits(given):

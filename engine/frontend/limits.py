@@ -8,12 +8,15 @@ import msgspec
 from engine.config import Settings
 from engine.frontend.errors import InvalidRequest
 from engine.frontend.requests import ChatCompletionRequest, CompletionRequest
-from engine.sampling import SamplingParams
+from engine.sampling import GREEDY_BELOW, MAX_LOGPROBS, SamplingParams
 from engine.wording import counted
 
-GREEDY_BELOW = 1e-5
-"""Temperatures that divide logits out of float32's range pick the likeliest token anyway."""
 _SEEDS = 2**64
+
+
+MAX_ECHOED_SCORES = 2**19
+"""Log-probabilities of prompt tokens in one answer, some 15 MB of JSON; a prompt as long as the
+context, once, is always told."""
 
 
 def seed_source(seed: int | None, identity: str) -> random.Random:
@@ -43,10 +46,12 @@ def sampling_params(
             too little of the context, or a parameter does not fit the model or another parameter.
     """
     param = "messages" if isinstance(request, ChatCompletionRequest) else "prompt"
-    check_token_ids(prompt_token_ids, settings.facts.vocab_size, param)
-    max_tokens = _max_tokens(
-        request.max_tokens, len(prompt_token_ids), settings.max_model_len, param
-    )
+    if not prompt_token_ids:
+        raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
+    check_vocabulary(prompt_token_ids, settings.facts.vocab_size, param)
+    # An engine makes one token at least; 0 is what the transcript makes of it.
+    asked = None if request.max_tokens is None else max(request.max_tokens, 1)
+    max_tokens = _max_tokens(asked, len(prompt_token_ids), settings.max_model_len, param)
     temperature = 1.0 if request.temperature is None else request.temperature
     first = SamplingParams(
         max_tokens=max_tokens,
@@ -64,8 +69,8 @@ def sampling_params(
         priority=request.priority or 0,
         logprobs=request.num_logprobs,
     )
-    _check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
-    _check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
+    check_vocabulary(first.stop_token_ids, settings.facts.vocab_size, "stop_token_ids")
+    check_vocabulary(first.logit_bias, settings.facts.vocab_size, "logit_bias")
     if request.seed is None:
         drawn = [seeds.getrandbits(64) for _ in range(request.num_choices)]
     else:  # -1 is 2**64 - 1
@@ -76,18 +81,36 @@ def sampling_params(
     return told
 
 
-def check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Looks whether a model can be given these.
+def check_echo(
+    request: ChatCompletionRequest | CompletionRequest,
+    prompts: Sequence[Sequence[int]],
+    max_model_len: int,
+) -> None:
+    """Looks whether prompts that are repeated with their scores make an answer of sensible size.
 
     Raises:
-        InvalidRequest: There are none, or one that the model does not know.
+        InvalidRequest: They do not.
     """
-    if not token_ids:
-        raise InvalidRequest(f"'{param}' holds no text.", param=param, code="empty_prompt")
-    _check_vocabulary(token_ids, vocab_size, param)
+    if not request.scores_prompt or request.num_logprobs is None:
+        return
+    num_tokens = sum(map(len, prompts)) * request.num_choices
+    num_scores = num_tokens * (1 + request.num_logprobs)
+    most = max(MAX_ECHOED_SCORES, max_model_len * (1 + MAX_LOGPROBS))
+    if num_scores > most:
+        raise InvalidRequest(
+            f"'echo' would tell {num_scores} log-probabilities of prompt tokens, at most {most}"
+            " can be: ask for fewer prompts at once, or for a smaller 'n' or 'logprobs'.",
+            param="echo",
+            code="too_many_logprobs",
+        )
 
 
-def _check_vocabulary(token_ids: Collection[int], vocab_size: int, param: str) -> None:
+def check_vocabulary(token_ids: Collection[int], vocab_size: int, param: str) -> None:
+    """Looks whether a model has all of these.
+
+    Raises:
+        InvalidRequest: It does not.
+    """
     largest = max(token_ids, default=0)
     if largest >= vocab_size:
         raise InvalidRequest(

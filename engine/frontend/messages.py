@@ -26,6 +26,9 @@ class TextPart(RequestModel):
     """The only kind of part that is supported."""
     text: Text
     """What the part says."""
+    image_url: Any = not_yet()
+    input_audio: Any = not_yet()
+    file: Any = not_yet()
 
 
 class ChatMessage(RequestModel):

@@ -112,7 +112,8 @@ LogitBias = Annotated[
     dict[int, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
     BeforeValidator(_read_logit_bias),
 ]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+TokenId = Annotated[int, Field(ge=0)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _unknown(name: str, known: Sequence[str]) -> PydanticCustomError:

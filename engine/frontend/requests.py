@@ -220,6 +220,9 @@ class CompletionRequest(_Request):
     ]
     """Text or token ids, or a list of texts or of token ids: each is continued by itself."""
 
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Most tokens of the answer; 0 only with `echo`. Default: what the prompt leaves of the
+    context."""
     echo: bool | None = None
     """Let the answer begin with the prompt. Default: false."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -237,6 +240,14 @@ class CompletionRequest(_Request):
                 f"At most {MAX_CHOICES} answers can be asked for at once, prompts times 'n':"
                 f" {num_choices}.",
                 "n",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_something(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise fault(
+                "invalid_value", "'max_tokens' 0 is only allowed with 'echo'.", "max_tokens"
             )
         return self
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,6 +11,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.frontend.connection import Connection
+
+# Its warnings are of clients that speak no HTTP: whoever wants to could fill the log with them.
+logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 class Server(uvicorn.Server):

@@ -1,17 +1,17 @@
 """`/tokenize` and `/detokenize`, in the form that vLLM gave them."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from engine.config import Settings
-from engine.frontend.limits import check_token_ids
+from engine.frontend.limits import check_vocabulary
 from engine.frontend.messages import Conversation, Messages
 from engine.frontend.model_names import check_model
-from engine.frontend.parameters import RequestModel, Text, TokenIds, fault, not_yet
+from engine.frontend.parameters import RequestModel, Text, TokenId, fault, not_yet
 from engine.frontend.tokenizer import LONG_TEXT, Tokenizer
 
 
@@ -55,7 +55,7 @@ class DetokenizeRequest(RequestModel):
 
     model: Text | None = None
     """Name of the served model. Default: that."""
-    tokens: TokenIds
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
     """Token ids of the model's vocabulary."""
 
 
@@ -97,7 +97,7 @@ class TokenizationApi:
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Tells the text of token ids."""
         check_model(body.model, self._settings.model_name)
-        check_token_ids(body.tokens, self._settings.facts.vocab_size, "tokens")
+        check_vocabulary(body.tokens, self._settings.facts.vocab_size, "tokens")
         if len(body.tokens) > LONG_TEXT:
             text = await asyncio.to_thread(self._tokenizer.decode, body.tokens)
         else:

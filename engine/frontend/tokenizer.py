@@ -61,6 +61,7 @@ class Tokenizer:
         if isinstance(prompt, str):
             (encoding,) = await self._encodings([prompt], adds_special=True)
             return Echo(prompt, [begin for begin, _ in encoding.offsets])
+        await asyncio.sleep(0)  # a long prompt takes milliseconds, and there may be many
         reader = Detokenizer(self._tokenizer, frozenset(), skips_special=False)
         text, offsets = "", []
         for token_id in prompt:

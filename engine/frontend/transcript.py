@@ -62,6 +62,7 @@ class Transcript:
         end_token_ids: Tokens that are no text where the engine stops at them.
         includes_stop: The text ends after a stop string or token, else before it.
         min_tokens: Stop strings are not looked for in the text of so many tokens.
+        is_empty: No token is wanted: it ends with the first, which is not taken.
         offset: Where the text begins, in characters.
 
     Attributes:
@@ -77,8 +78,10 @@ class Transcript:
         end_token_ids: Collection[int],
         includes_stop: bool = False,
         min_tokens: int = 0,
+        is_empty: bool = False,
         offset: int = 0,
     ) -> None:
+        self._is_empty = is_empty
         self._reader = reader
         self._matcher = StopMatcher(stops, includes_stop)
         self._end_token_ids = end_token_ids
@@ -111,6 +114,9 @@ class Transcript:
             logprobs: One for each of the tokens, if asked for.
             stop_token_id: With `FinishReason.stop`: the stop token that the last token is.
         """
+        if self._is_empty:
+            self.finish_reason = FinishReason.length
+            return Piece()
         text = self._add_tokens(token_ids, finish_reason, logprobs, stop_token_id)
         return Piece(text, self._take_sent())
 

@@ -11,6 +11,7 @@ In layers with a sliding window a context begins with the block of the first tok
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,10 @@ _CONTEXT_SLACK = 64
 
 
 class PagedCache:
-    """Keys and values of one layer, by block: one contiguous row per head and block."""
+    """Keys and values of one layer, by block: one contiguous row per head and block.
+
+    One more block than is given out stays all zeros: shorter contexts are padded with it.
+    """
 
     def __init__(
         self,
@@ -48,10 +52,10 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (2, num_kv_heads, num_blocks, block_size, head_dim)
+        shape = (2, num_kv_heads, num_blocks + 1, block_size, head_dim)
         self._kv = lazy_zeros(shape, dtype, device)
-        self._rows = self._kv.view(2 * num_kv_heads * num_blocks * block_size, head_dim)
-        self._blocks = self._kv.view(2 * num_kv_heads * num_blocks, block_size * head_dim)
+        self._rows = self._kv.view(-1, head_dim)
+        self._blocks = self._kv.view(-1, block_size * head_dim)
 
     def write(self, keys_values: torch.Tensor, step: "AttentionStep") -> None:
         """Stores new keys and values, [tokens, 2*H, D], keys first."""
@@ -64,11 +68,16 @@ class PagedCache:
         keys, values = blocks.view(2, group.num_batches, group.context, -1)
         return keys, values
 
+    def erase(self, block_ids: Sequence[int]) -> None:
+        """Fills blocks with zeros."""
+        index = torch.tensor(block_ids, dtype=torch.int64, device=self._kv.device)
+        self._kv.index_fill_(2, index, 0)
+
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros that, on a CPU, take memory only where something is written.
 
-    Zeros, since padding is read (and masked): a NaN in it would spread.
+    Zeros, since what is not written yet is read (and masked): a NaN in it would spread.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -137,11 +146,14 @@ class TorchAttention:
             self._device,
         )
 
+    def erase(self, cache: PagedCache, block_ids: Sequence[int]) -> None:
+        cache.erase(block_ids)
+
     def tile_tokens(self, start: int) -> int:
         return min(MAX_TILE_TOKENS, max(1, MAX_GROUP_SCORES // (start + MAX_TILE_TOKENS)))
 
     def begin_step(self, layout: Layout) -> AttentionStep:
-        num_slots = self._num_blocks * self._block_size
+        num_slots = (self._num_blocks + 1) * self._block_size
         heads = torch.arange(2 * self._num_kv_heads)
         cache_rows = torch.from_numpy(layout.slots)[:, None] + heads * num_slots
         positions = torch.from_numpy(layout.positions).to(self._device)
@@ -164,11 +176,11 @@ class TorchAttention:
         begins = [max(0, tile.start - reach + 1) // self._block_size for tile in tiles]
         ends = [-(-tile.context // self._block_size) for tile in tiles]
         num_blocks = max(end - begin for begin, end in zip(begins, ends, strict=True))
-        tables = np.zeros((len(tiles), num_blocks), dtype=np.int64)  # padded with block 0
+        tables = np.full((len(tiles), num_blocks), self._num_blocks)  # padded with the zero block
         for row, (tile, begin, end) in enumerate(zip(tiles, begins, ends, strict=True)):
             tables[row, : end - begin] = layout.block_ids[tile.chunk][begin:end]
         context = num_blocks * self._block_size
-        heads = torch.arange(2 * self._num_kv_heads) * self._num_blocks
+        heads = torch.arange(2 * self._num_kv_heads) * (self._num_blocks + 1)
         block_rows = heads[:, None, None] + torch.from_numpy(tables)
         # of the tiles' tokens [N, T, 1], counted from the beginning of each context
         positions = torch.tensor(

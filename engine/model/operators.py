@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -75,6 +75,10 @@ class Attention(Protocol):
 
     def new_cache(self) -> Any:
         """An empty cache of one layer."""
+        ...
+
+    def erase(self, cache: Any, block_ids: Sequence[int]) -> None:
+        """Leaves nothing in blocks that is not finite: what is masked is multiplied by 0 too."""
         ...
 
     def tile_tokens(self, start: int) -> int:

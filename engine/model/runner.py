@@ -47,10 +47,12 @@ class StepResult:
     """By index in `token_ids`, where they are asked for."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     """By index of the chunk, for those that have `scoring`."""
+    failed: list[int] = field(default_factory=list)
+    """Indices in `token_ids` where the model has made no finite logits: the token means nothing."""
 
 
 class Runner(Protocol):
-    """What an engine core needs of a model: each method once, in this order, then `execute`."""
+    """What an engine core needs of a model: each method once, in this order, then the last two."""
 
     remark: str
     """What the user should know once it is warmed up, such as what it has to do without."""
@@ -65,4 +67,8 @@ class Runner(Protocol):
 
     def execute(self, chunks: Sequence[Chunk]) -> StepResult:
         """Computes the chunks and chooses the tokens that follow."""
+        ...
+
+    def erase(self, block_ids: Sequence[int]) -> None:
+        """Removes what is not finite from cache blocks that nobody holds."""
         ...

@@ -5,6 +5,7 @@ request gives the same text whatever else is in its batch, and goes on with the 
 rank.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,17 @@ _MASK = (1 << 64) - 1
 _MAX_TOP_K = (1 << 31) - 1
 
 
+class Sampled(NamedTuple):
+    """What was chosen."""
+
+    token_ids: list[int]
+    """Of each row."""
+    logprobs: dict[int, TokenLogprobs]
+    """By row, where they are asked for."""
+    failed: list[int]
+    """Rows of which the model has made no finite logits: their token means nothing."""
+
+
 class Row(NamedTuple):
     """What is wanted of a row of logits."""
 
@@ -28,10 +40,8 @@ class Row(NamedTuple):
     edits: LogitEdits | None = None
 
 
-def sample(
-    logits: torch.Tensor, rows: Sequence[Row], sampler: Sampler
-) -> tuple[list[int], dict[int, TokenLogprobs]]:
-    """A token for each row of logits, and by row the log-probabilities that are asked for.
+def sample(logits: torch.Tensor, rows: Sequence[Row], sampler: Sampler) -> Sampled:
+    """A token for each row of logits.
 
     Args:
         logits: [rows, V] float32, overwritten.
@@ -46,10 +56,13 @@ def sample(
         raw = logits.index_select(0, asked)  # before the edits
     _edit(logits, rows)
     tokens = sampler.choose(logits, _choices(rows))
+    # A hidden state that is no number makes none of all its logits, the chosen one among them.
+    chosen = logits.gather(-1, tokens[:, None])[:, 0].tolist()
+    failed = [row for row, logit in enumerate(chosen) if not math.isfinite(logit)]
     if not num_top:
-        return tokens.tolist(), {}
+        return Sampled(tokens.tolist(), {}, failed)
     scores = token_logprobs(raw, tokens.index_select(0, asked), list(num_top.values()), sampler)
-    return tokens.tolist(), dict(zip(num_top, scores, strict=True))
+    return Sampled(tokens.tolist(), dict(zip(num_top, scores, strict=True)), failed)
 
 
 def uniform(seed: int, index: int) -> float:

@@ -108,8 +108,13 @@ class TorchRunner:
         ]
         if rows:
             logits = self._logits(hidden_states, sampled_rows)
-            result.token_ids, result.logprobs = sample(logits, rows, self._sampler)
+            result.token_ids, result.logprobs, result.failed = sample(logits, rows, self._sampler)
         return result
+
+    @torch.inference_mode()
+    def erase(self, block_ids: Sequence[int]) -> None:
+        for cache in self._caches:
+            self._attention.erase(cache, block_ids)
 
     @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:

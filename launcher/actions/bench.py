@@ -1,23 +1,28 @@
 """`action=bench`: measures a deployment, or a server that runs already, and writes the results."""
 
 import asyncio
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
 import psutil
 
 from launcher.actions.serve import Serving
+from launcher.api_keys import without_keys
 from launcher.bench.benchmark import Benchmark, Load
+from launcher.bench.checks import without_effect
 from launcher.bench.directory import ResultsDirectory
 from launcher.bench.environment import read_environment
 from launcher.bench.load import make_stages, make_warm_up
-from launcher.bench.measure import problems_of, warnings_of
+from launcher.bench.measure import hints_on, problems_of, warnings_of
 from launcher.bench.options import BenchOptions
 from launcher.bench.resources import local_processes, process_tree
 from launcher.bench.results import Results, StartUp
@@ -38,19 +43,21 @@ class Asked:
     name: str
     options: BenchOptions
     overrides: list[str]
-    """As typed."""
+    """As typed, less API keys."""
     config: dict[str, Any]
-    """All that there is to know of it, as plain values."""
+    """All that there is to know of it, as plain values, but for API keys."""
 
     @classmethod
     def of(cls, config: LaunchConfig, overrides: Sequence[str]) -> "Asked":
         """What a config says; where nothing is started, only its section `bench` counts."""
         whole = config.bench.url is None
         values = asdict(config) if whole else {"bench": asdict(config.bench)}
+        if whole:
+            del values["frontend"]["api_keys"]
         return cls(
             name=config.name,
             options=config.bench,
-            overrides=list(overrides),
+            overrides=without_keys(overrides),
             config=msgspec.to_builtins(values),
         )
 
@@ -64,6 +71,7 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
     Raises:
         Refused: Nothing was started.
         Interrupted: By a signal; there are no results.
+        NotWritten: The results were shown, and could not be written.
     """
     began_s = time.monotonic()
     run = _Run(asked, plan.settings.max_model_len)
@@ -71,13 +79,14 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
 
     def measure(executor: Executor, say: Callable[[str], None]) -> None:
         run.ready_s = time.monotonic() - began_s
-        server = Server.at(executor.addresses[0])
+        key = next(iter(means.access.api_keys), None)
+        server = Server.at(executor.addresses[0], key)
         processes = local_processes(server.members())
         run.measure(server, plan.settings.facts.vocab_size, processes, say)
 
     async def serve() -> None:
         try:
-            await Serving(plan, means, measure).run()
+            await Serving(plan, means, measure, stop_check=run.end).run()
         finally:
             run.end()  # the thread that measures would wait for its clients
 
@@ -100,10 +109,11 @@ def bench_url(url: str, asked: Asked) -> int:
             raise Refused(message, "bench.pid=null") from None
         run.measure(server, None, tree, _say)
 
-    try:
-        return run.to_end(measure)
-    finally:
-        run.end()
+    with _signals_raised():
+        try:
+            return run.to_end(measure)
+        finally:
+            run.end()
 
 
 class _Run:
@@ -119,6 +129,8 @@ class _Run:
         if max_model_len is not None:
             self._check_fits(max_model_len)
         self._environment = read_environment()
+        for line in without_effect(options, asked.overrides):
+            _say(f"warning: {line}")
         self._directory = ResultsDirectory.chosen(options.dir, asked.name, self._created)
         self._benchmark: Benchmark | None = None
         self.url, self.model = "", ""
@@ -166,6 +178,8 @@ class _Run:
         for stage in results.stages:
             for cause, example in stage.examples.items():
                 _say(f"    {stage.name}, {cause}: {example}")
+        for hint in hints_on(results.stages):
+            _say(f"hint: {hint}")
         self._directory.write(results)
         _say(f"results: {self._directory.results}")
         if failure is not None:
@@ -217,6 +231,27 @@ class _Run:
             f" {max_model_len}",
             hint,
         )
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Lets signals that end the process do so as Ctrl-C does, with what was begun cleared away."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if not _is_ignored(each)]
+    before = {number: signal.signal(number, interrupt) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """As by nohup."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _read_key(path: str | None) -> str | None:

@@ -46,6 +46,8 @@ class Serving:
 
     Args:
         check: What to do once all is ready, in place of staying; the deployment drains after it.
+        stop_check: Called when a signal comes before the check is done, so that draining does not
+            wait for what it still asks for.
         on_ready: Called with the address of the front ends when all is ready.
         takes_signals: Else somebody calls `end`. Only the main thread can have signals.
 
@@ -59,11 +61,13 @@ class Serving:
         means: Means,
         check: Check | None = None,
         *,
+        stop_check: Callable[[], None] = lambda: None,
         on_ready: Callable[[str], None] = lambda address: None,
         takes_signals: bool = True,
     ) -> None:
         self._plan, self._means, self._check = plan, means, check
-        self._on_ready, self._takes_signals = on_ready, takes_signals
+        self._stop_check, self._on_ready = stop_check, on_ready
+        self._takes_signals = takes_signals
         self.num_cut_off: int | None = None
         self._executor = make_executor(plan, means, self._tell)
         self._terminal = Terminal()
@@ -131,6 +135,7 @@ class Serving:
         try:
             number = await self._unless_signal(self._stay())
             if number is not None:
+                self._stop_check()
                 forces = forces.replace("Ctrl-C", "Ctrl-C again")
                 failure = Interrupted(number) if self._check is not None else None
         except LauncherError as problem:

@@ -117,6 +117,8 @@ class Benchmark:
             model=model,
             is_chat=is_chat,
             vocab_size=None if is_text else vocab_size or _OTHER_VOCAB_SIZE,
+            # A server that ran already may have answered the same prompts, and cache them.
+            salt="" if options.url is None else f"{time.time_ns():x}/",
             ignore_eos=options.ignore_eos,
             api_key=server.api_key,
             answer_s=options.answer_s,

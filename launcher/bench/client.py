@@ -5,6 +5,7 @@ python -m launcher.bench.client     speaks `launcher.bench.messages` over stdin 
 
 import asyncio
 import os
+import resource
 import signal
 import ssl
 import sys
@@ -18,6 +19,8 @@ import uvloop
 from launcher.bench import content
 from launcher.bench.messages import (
     JOB,
+    OTHER_LENGTH,
+    TOO_LATE,
     Job,
     Outcome,
     Progress,
@@ -39,6 +42,9 @@ _LAG_S = 0.05
 def main() -> None:
     """Does one job after the other until the launcher closes the pipe, in the middle of one too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's
+    # Each request in flight takes a file; 1024 are the default of many systems.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (job := read(source, JOB)) is not None:
         write(sink, uvloop.run(_attached(job, sink)))
@@ -110,35 +116,43 @@ class Driver:
     async def _run_by_the_clock(self, began_s: float) -> None:
         async with asyncio.TaskGroup() as running:
             for session in self._job.sessions:
-                await asyncio.sleep(max(0.0, began_s + session.start_s - time.monotonic()))
+                due_s = began_s + session.start_s
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 if self._has_given_up:
                     return
-                running.create_task(self._run_session(session))
+                running.create_task(self._run_session(session, due_s))
 
-    async def _run_session(self, session: Session) -> None:
-        messages: list[dict[str, str]] = []
+    async def _run_session(self, session: Session, due_s: float | None = None) -> None:
+        """Asks turn after turn.
+
+        Args:
+            due_s: When the first request should be sent; None: when its turn has come.
+        """
+        target, messages = self._job.target, list[dict[str, str]]()
         for number, turn in enumerate(session.turns):
             if number:
                 await asyncio.sleep(self._job.think_s)
-            body = _body(self._job.target, turn.max_tokens)
-            if self._job.target.vocab_size is not None:
-                body["prompt"] = content.token_ids(turn.pieces, self._job.target.vocab_size)
+            body = _body(target, turn.max_tokens)
+            if target.vocab_size is not None:
+                body["prompt"] = content.token_ids(turn.pieces, target.vocab_size, target.salt)
             else:
-                said = content.text(turn.pieces, self._job.target.words_per_token)
+                said = content.text(turn.pieces, target.words_per_token, target.salt)
                 messages.append({"role": "user", "content": said})
-                if self._job.target.is_chat:
+                if target.is_chat:
                     body["messages"] = messages
                 else:
                     body["prompt"] = said
             keeps_text = number + 1 < len(session.turns)
-            record, answer = await self._ask(body, turn.num_tokens, keeps_text)
+            record, answer = await self._ask(
+                body, turn.num_tokens, keeps_text, None if number else due_s
+            )
             self._note(record)
             if record.cause:
                 return
             messages.append({"role": "assistant", "content": answer})
 
     async def _ask(
-        self, body: dict[str, Any], num_prompt_tokens: int, keeps_text: bool
+        self, body: dict[str, Any], num_prompt_tokens: int, keeps_text: bool, due_s: float | None
     ) -> tuple[Record, str]:
         """Sends one request; what became of it, and the text of the answer."""
         target = self._job.target
@@ -146,6 +160,10 @@ class Driver:
         stream = Stream(request, keeps_text)
         failure: Failure | None = None
         start_s = time.monotonic()
+        if due_s is not None:
+            # Users that come by the clock wait for us too, when we are late.
+            self._lags_s.append(max(0.0, start_s - due_s))
+            start_s = min(start_s, due_s)
         try:
             async with asyncio.timeout(target.answer_s):
                 await asyncio.get_running_loop().create_connection(
@@ -153,7 +171,7 @@ class Driver:
                 )
                 await stream.ended
         except TimeoutError:
-            failure = Failure("no whole answer in time", f"bench.answer_s={target.answer_s:g}")
+            failure = Failure(TOO_LATE, f"bench.answer_s={target.answer_s:g}")
             stream.close()
         except OSError as problem:
             failure = Failure("no connection", str(problem))
@@ -165,7 +183,7 @@ class Driver:
         if failure is None and usage is not None and target.ignore_eos:
             wanted = body["max_tokens"]
             if num_output != wanted:
-                failure = Failure("answer of another length", f"{num_output} of {wanted} tokens")
+                failure = Failure(OTHER_LENGTH, f"{num_output} of {wanted} tokens")
         record = Record(
             start_s=start_s,
             end_s=stream.done_s or end_s,

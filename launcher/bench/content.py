@@ -24,15 +24,20 @@ _MOST_KEPT = 256
 """Pieces, such as shared prefixes, that need not be made again."""
 
 
-def token_ids(pieces: Iterable[Piece], vocab_size: int) -> list[int]:
-    """Exactly as many as the pieces say."""
-    return [each for piece in pieces for each in _ids(piece.key, piece.num_tokens, vocab_size)]
+def token_ids(pieces: Iterable[Piece], vocab_size: int, salt: str = "") -> list[int]:
+    """Exactly as many as the pieces say, others with another salt."""
+    return [
+        each
+        for piece in pieces
+        for each in _ids(f"{salt}{piece.key}", piece.num_tokens, vocab_size)
+    ]
 
 
-def text(pieces: Iterable[Piece], words_per_token: float) -> str:
+def text(pieces: Iterable[Piece], words_per_token: float, salt: str = "") -> str:
     """Words; their number is what the pieces say at so many words for a token."""
     return " ".join(
-        _words(piece.key, max(1, round(piece.num_tokens * words_per_token))) for piece in pieces
+        _words(f"{salt}{piece.key}", max(1, round(piece.num_tokens * words_per_token)))
+        for piece in pieces
     )
 
 

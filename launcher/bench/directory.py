@@ -6,7 +6,11 @@ from datetime import datetime
 from pathlib import Path
 
 from launcher.bench.results import RESULTS_NAME, Results, encode
-from launcher.errors import Refused
+from launcher.errors import LauncherError, Refused
+
+
+class NotWritten(LauncherError):
+    """What was measured cannot be kept."""
 
 
 class ResultsDirectory:
@@ -44,10 +48,24 @@ class ResultsDirectory:
         return self._path / RESULTS_NAME
 
     def write(self, results: Results) -> None:
-        """Writes all or nothing."""
+        """Writes all or nothing.
+
+        Raises:
+            NotWritten: The disk is full, or the directory is gone and cannot be made again.
+        """
         partial = self.results.with_suffix(".partial")
-        partial.write_bytes(encode(results))
-        partial.replace(self.results)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(encode(results))
+            partial.replace(self.results)
+        except OSError as problem:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            self.remove()
+            raise NotWritten(
+                f"the results cannot be written: {self.results} ({problem.strerror})",
+                "bench.dir=DIR on a disk with room",
+            ) from problem
 
     def remove(self) -> None:
         """Removes what was made, if there is nothing in it."""

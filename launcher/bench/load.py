@@ -108,10 +108,15 @@ def _arriving(options: BenchOptions, rate: float, index: int) -> Stage:
     if number is None:
         number = max(_LEAST_SESSIONS, math.ceil(_ARRIVALS_S * rate))
     stage = f"rate-{index}"
-    random, at_s, sessions = Random(f"{options.seed}/{stage}/arrivals"), 0.0, []
-    for session in _sessions(options, stage, number):
-        sessions.append(Session(session.turns, at_s))
-        at_s += random.expovariate(rate)
+    random = Random(f"{options.seed}/{stage}/arrivals")
+    # As many as the rate says, or short stages would be of other rates than their names. Source:
+    # given their number, the arrivals of a Poisson process are independent and uniform.
+    last_s = (number - 1) / rate
+    starts = [0.0, *sorted(random.uniform(0.0, last_s) for _ in range(number - 1))]
+    sessions = [
+        Session(session.turns, start_s)
+        for session, start_s in zip(_sessions(options, stage, number), starts, strict=True)
+    ]
     return Stage(name=f"rate {rate:g}/s", sessions=sessions, rate=rate)
 
 

@@ -5,14 +5,23 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from launcher.bench.messages import Outcome, Record
+from launcher.bench.messages import OTHER_LENGTH, TOO_LATE, Outcome, Record
 from launcher.bench.options import SloOptions
 from launcher.bench.results import ClientUse, StageResult, Summary
 
 _BUSY_SHARE = 0.8
 """Of one CPU: a client above it has little left, and its times are those of its own queue."""
+_IDLE_SHARE = 0.3
+"""Of one CPU: a client below it that is late has not been held up by its own work."""
 _LATE_MS = 20.0
 """At p99: a client so late notes times that much too long."""
+_SHORT_S = 1.0
+"""A stage that took less says little: of one second to the next machines differ from themselves."""
+_HINTS = {
+    OTHER_LENGTH: "bench.ignore_eos=false, where answers end as they want to",
+    TOO_LATE: "bench.answer_s=... with more, or less load",
+}
+"""By cause of a failure."""
 
 
 def summary(values: Iterable[float]) -> Summary | None:
@@ -72,6 +81,7 @@ def stage_result(
         total_tok_s=_per(num_prompt + num_output, duration_s),
         req_s=_per(len(good), duration_s),
         goodput_req_s=_goodput(good, duration_s, slo),
+        mean_in_flight=_per(math.fsum(it.end_s - it.start_s for it in records), duration_s),
         ttft_ms=summary(_without_none(map(ttft_ms, good))),
         tpot_ms=summary(_without_none(map(tpot_ms, good))),
         itl_ms=summary(gap * 1e3 for record in good for gap in array("f", record.gaps)),
@@ -85,8 +95,10 @@ def ttft_ms(record: Record) -> float | None:
 
 
 def tpot_ms(record: Record) -> float | None:
-    """None: the answer had fewer than two tokens."""
+    """None: the answer had fewer than two tokens, or came in one piece, which says nothing."""
     if record.first_s is None or record.last_s is None or record.num_output_tokens < 2:
+        return None
+    if record.last_s == record.first_s:
         return None
     return (record.last_s - record.first_s) * 1e3 / (record.num_output_tokens - 1)
 
@@ -136,13 +148,31 @@ def warnings_of(stage: StageResult) -> list[str]:
         lag_ms = client.lag_ms.p99 if client.lag_ms else 0.0
         took = f"{client.cpu_share:.0%} of a CPU, {lag_ms:.0f} ms late at p99"
         works = f"bench.clients={client.num_processes + 1}, or more free CPUs"
+        if client.cpu_share < _IDLE_SHARE:
+            works = "it waited for a CPU, more free CPUs help"
         warnings.append(f"{stage.name}: the client may be the bottleneck ({took}): {works}")
+    if 0 < stage.duration_s < _SHORT_S:
+        warnings.append(
+            f"{stage.name}: measured for less than a second, which says little:"
+            " bench.num_sessions=... with more"
+        )
+    if stage.tpot_ms is None and stage.num_output_tokens > stage.num_requests:
+        warnings.append(
+            f"{stage.name}: each answer came in one piece, which says nothing of the time per"
+            " token: does a proxy hold answers back?"
+        )
     if stage.tokens_counted_by == "parts":
         warnings.append(
             f"{stage.name}: the server does not count its tokens (usage): each part of an answer"
             " counts as one, each prompt as long as asked"
         )
     return warnings
+
+
+def hints_on(stages: Iterable[StageResult]) -> list[str]:
+    """What may help with requests that failed."""
+    causes = {cause for stage in stages for cause in stage.failures}
+    return [hint for cause, hint in _HINTS.items() if cause in causes]
 
 
 def _goodput(good: Sequence[Record], duration_s: float, slo: SloOptions) -> float | None:

@@ -8,6 +8,9 @@ from typing import IO, TypeVar
 
 import msgspec
 
+OTHER_LENGTH = "answer of another length"
+TOO_LATE = "no whole answer in time"
+"""Causes of failures, in records."""
 _HEADER = struct.Struct(">I")
 
 T = TypeVar("T")
@@ -56,6 +59,8 @@ class Target(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     vocab_size: int | None = None
     """None: prompts are text."""
     words_per_token: float = 1.0
+    salt: str = ""
+    """What other prompts than those of the same recipes in another benchmark are made with."""
     ignore_eos: bool = True
     includes_usage: bool = True
     api_key: str | None = None
@@ -78,7 +83,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One request. Times are seconds on the machine's monotonic clock."""
 
     start_s: float
-    """Before it connects."""
+    """Before it connects; by the clock when it should have been sent, if that was earlier."""
     end_s: float
     first_s: float | None = None
     """When the first part of the answer came."""
@@ -115,7 +120,8 @@ class Outcome(Message, frozen=True, kw_only=True):
     cpu_share: float
     """Of one CPU, that this client process took."""
     lags_s: list[float]
-    """How much later than asked its event loop came back, now and then."""
+    """How much later than asked its event loop came back, now and then, and requests that have a
+    time were sent."""
 
 
 FromClient = Progress | Outcome

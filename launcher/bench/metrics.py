@@ -2,7 +2,6 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.bench.measure import skew
@@ -28,6 +27,8 @@ class Page:
     """Counters of each rank by name."""
     phases_s: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     """Seconds of each phase of the start, by process."""
+    has_ranks: bool = False
+    """It is of a server whose ranks report, if they have not yet."""
 
     def total(self, name: str) -> float | None:
         """Over all ranks; None: no rank has it."""
@@ -40,7 +41,10 @@ def parse_metrics(text: str) -> Page:
     page = Page()
     for line in text.splitlines():
         sample = _SAMPLE.match(line)
-        if sample is None or sample[1] not in (*_OF_RANKS, _PHASES):
+        if sample is None:
+            continue
+        page.has_ranks = True
+        if sample[1] not in (*_OF_RANKS, _PHASES):
             continue
         labels: dict[str, str] = dict(_LABEL.findall(sample[2] or ""))
         value = float(sample[3])
@@ -55,8 +59,8 @@ def parse_metrics(text: str) -> Page:
 
 def prefix_hit_rate(before: Page, after: Page) -> float | None:
     """Part of the prompt tokens that were found in the prefix cache between two scrapes."""
-    queries = _grown("prefix_cache_queries_total", before, after)
-    hits = _grown("prefix_cache_hits_total", before, after)
+    queries = _sum("prefix_cache_queries_total", before, after)
+    hits = _sum("prefix_cache_hits_total", before, after)
     return hits / queries if queries and hits is not None else None
 
 
@@ -64,8 +68,7 @@ def rank_tokens(before: Page, after: Page) -> list[RankTokens]:
     """What each rank computed between two scrapes."""
 
     def grown(rank: int, name: str) -> int:
-        was: Mapping[str, float] = before.ranks.get(rank, {})
-        return int(after.ranks[rank].get(name, 0) - was.get(name, 0))
+        return int(_grown(name, rank, before, after) or 0)
 
     return [
         RankTokens(
@@ -81,6 +84,15 @@ def rank_skew(ranks: list[RankTokens]) -> float | None:
     return skew([each.num_output_tokens for each in ranks])
 
 
-def _grown(name: str, before: Page, after: Page) -> float | None:
-    now = after.total(name)
-    return None if now is None else now - (before.total(name) or 0.0)
+def _sum(name: str, before: Page, after: Page) -> float | None:
+    """Over all ranks; None: no rank has it."""
+    grown = [_grown(name, rank, before, after) for rank in after.ranks]
+    return sum(known) if (known := [each for each in grown if each is not None]) else None
+
+
+def _grown(name: str, rank: int, before: Page, after: Page) -> float | None:
+    now = after.ranks[rank].get(name)
+    if now is None:
+        return None
+    was = before.ranks.get(rank, {}).get(name, 0.0)
+    return now - was if now >= was else now  # a rank that was started again counts from 0

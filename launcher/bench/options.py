@@ -112,7 +112,8 @@ class BenchOptions:
     dir: str | None = None
     """Directory of the results; null: outputs/bench/DATE_TIME-NAME."""
     seed: int = option(0, ge=0)
-    """The same seed gives the same load."""
+    """The same seed gives the same load; with `bench.url` other prompts of the same lengths, which
+    the server cannot have cached."""
     api: Api = Api.completions
     """Interface that takes the load: completions, chat."""
     prompts: PromptKind = PromptKind.token_ids

@@ -1,5 +1,6 @@
 """How far a benchmark is, on stderr: one line that changes on a terminal, else one now and then."""
 
+import shutil
 import sys
 import time
 
@@ -30,7 +31,8 @@ class Ticker:
     def tell(self, progress: Progress) -> None:
         now_s = time.monotonic()
         if self._is_terminal:
-            sys.stderr.write(f"{_CLEAR}{self.line(progress, now_s - self._began_s)}")
+            width = shutil.get_terminal_size().columns - 1  # a broken line could not be cleared
+            sys.stderr.write(f"{_CLEAR}{self.line(progress, now_s - self._began_s)[:width]}")
             sys.stderr.flush()
         elif now_s - self._told_s >= _PIPED_S:
             self._told_s = now_s
@@ -53,8 +55,12 @@ class Ticker:
         return ", ".join(filter(None, parts))
 
     def _left_s(self, progress: Progress, elapsed_s: float) -> float | None:
-        """Seconds until the stage is done, at the speed so far; None: nothing is known yet."""
+        """Seconds until the stage is done, at the speed so far; None: nothing is known yet.
+
+        While sessions still arrive their times tell more than what is done: that comes later.
+        """
         if not progress.num_done:
             return None
-        by_work_s = elapsed_s * (self._num_requests - progress.num_done) / progress.num_done
-        return max(self._last_start_s - elapsed_s, 0.0) if self._last_start_s else by_work_s
+        if elapsed_s < self._last_start_s:
+            return self._last_start_s - elapsed_s
+        return elapsed_s * (self._num_requests - progress.num_done) / progress.num_done

@@ -1,5 +1,6 @@
 """CPU and memory of the processes that serve, while they do."""
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 
@@ -44,18 +45,19 @@ class Usage:
 
     def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
         self._processes = processes
-        self._cpu_s: dict[str, float] = {}
+        self._first_cpu_s: dict[str, float] = {}
+        self._last_cpu_s: dict[str, float] = {}
         self._pss: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def start(self) -> None:
-        self._cpu_s = {name: _cpu_s(each) for name, each in self._processes.items()}
+        self._look_at_cpus()
+        self._first_cpu_s = dict(self._last_cpu_s)
         self._thread.start()
 
     def stop(self) -> None:
-        for name, process in self._processes.items():
-            self._cpu_s[name] = max(0.0, _cpu_s(process) - self._cpu_s[name])
+        self._look_at_cpus()
         self._stopping.set()
         self._thread.join()
 
@@ -69,12 +71,20 @@ class Usage:
             ProcessUse(
                 name=name,
                 pid=process.pid,
-                cpu_s=self._cpu_s[name],
-                cpu_share=self._cpu_s[name] / duration_s if duration_s > 0 else 0.0,
+                cpu_s=(cpu_s := self._last_cpu_s[name] - self._first_cpu_s[name]),
+                cpu_share=cpu_s / duration_s if duration_s > 0 else 0.0,
                 pss_bytes=self._pss.get(name, 0),
             )
             for name, process in self._processes.items()
+            if name in self._first_cpu_s
         ]
+
+    def _look_at_cpus(self) -> None:
+        """Of one that has ended what was seen last remains."""
+        for name, process in self._processes.items():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self._last_cpu_s[name] = float(times.user + times.system)
 
     def _sample(self) -> None:
         """Once more at the end: a short stage is seen at all."""
@@ -84,14 +94,7 @@ class Usage:
                 self._pss[name] = max(self._pss.get(name, 0), _pss(process))
             if is_last:
                 return
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.Error:  # it has ended
-        return 0.0
-    return float(times.user + times.system)
+            self._look_at_cpus()
 
 
 def _pss(process: psutil.Process) -> int:

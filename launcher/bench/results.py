@@ -40,7 +40,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float
     """Of one CPU."""
     pss_bytes: int
-    """Most that was seen: memory of its own, and its part of what it shares."""
+    """Most that was seen: memory of its own, and its part of what it shares; 0: it is not known."""
 
 
 class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,10 +82,14 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
     req_s: float
     goodput_req_s: float | None
     """Requests a second within all of `bench.slo`; None: it sets no limit."""
+    mean_in_flight: float | None = None
+    """Requests at the same time, on average over the duration: while a stage ends they are fewer
+    than its concurrency, and where a server does not keep up with a rate they are many."""
     ttft_ms: Summary | None
     """From before the connection is made to the first part of the answer."""
     tpot_ms: Summary | None
-    """Of a request: from first part to last, divided by its tokens less one."""
+    """Of a request: from first part to last, divided by its tokens less one; not of answers that
+    came in one piece."""
     itl_ms: Summary | None
     """Between two parts of an answer; a part can hold several tokens."""
     e2e_ms: Summary | None

@@ -103,7 +103,8 @@ class Server:
                 return None
             page = parse_metrics(body.decode(errors="replace"))
             total = page.total(OUTPUT_TOKENS)
-            if total is None or total >= output_tokens or time.monotonic() >= deadline:
+            is_late = page.has_ranks and (total or 0.0) < output_tokens
+            if not is_late or time.monotonic() >= deadline:
                 return page
             time.sleep(_POLL_S)
 

@@ -1,6 +1,6 @@
 """One streamed answer over HTTP: bytes in, times and token counts out.
 
-Why not a client library: docs/decisions/0006-benchmark-client.md.
+Why not a client library: docs/decisions/0007-benchmark-client.md.
 """
 
 import asyncio
@@ -25,7 +25,9 @@ class Usage(msgspec.Struct):
 class Delta(msgspec.Struct):
     role: str | None = None
     content: str | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
+    """An older name of it."""
 
 
 class Choice(msgspec.Struct):
@@ -157,7 +159,7 @@ class Stream(asyncio.Protocol):
                 part = choice.text
                 is_part = part is not None
             else:
-                part = delta.content or delta.reasoning_content
+                part = delta.content or delta.reasoning or delta.reasoning_content
                 # The first event of a chat names the role, the last one the reason of its end.
                 is_part = bool(part)
             if is_part:

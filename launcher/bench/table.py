@@ -23,16 +23,29 @@ def tables(results: Results) -> Iterator[Table]:
 
 def _throughput(title: str, stages: Sequence[StageResult]) -> Table:
     table = _table(title, "stage")
-    for heading in ("requests", "failed", "out tok/s", "tok/s", "req/s", "goodput"):
+    has_unsent = any(stage.num_not_sent for stage in stages)
+    for heading in (
+        "requests",
+        "failed",
+        *(["not sent"] if has_unsent else []),
+        "in flight",
+        "out tok/s",
+        "tok/s",
+        "req/s",
+        "goodput",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("cached", "rank tokens", "skew"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in stages:
         hits, goodput, skew = stage.prefix_hit_rate, stage.goodput_req_s, stage.rank_skew
+        in_flight = stage.mean_in_flight
         table.add_row(
             stage.name,
             str(stage.num_requests),
-            str(stage.num_failed + stage.num_not_sent),
+            str(stage.num_failed),
+            *([str(stage.num_not_sent)] if has_unsent else []),
+            "" if in_flight is None else f"{in_flight:.1f}",
             f"{stage.output_tok_s:.1f}",
             f"{stage.total_tok_s:.1f}",
             f"{stage.req_s:.2f}",
@@ -81,7 +94,7 @@ def _processes(stage: StageResult) -> Table:
     for heading in ("CPU s", "CPU share", "PSS MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in stage.processes:
-        pss = f"{each.pss_bytes / _MIB:.0f}"
+        pss = f"{each.pss_bytes / _MIB:.0f}" if each.pss_bytes else ""
         table.add_row(each.name, f"{each.cpu_s:.1f}", f"{each.cpu_share:.0%}", pss)
     total = sum(each.pss_bytes for each in stage.processes)
     cpu_s = sum(each.cpu_s for each in stage.processes)

@@ -19,7 +19,9 @@ class Verdict(Enum):
 
     better = "better"
     same = "same"
-    """Within the tolerance, or within the spread of the repetitions."""
+    """Within the tolerance."""
+    unclear = "unclear"
+    """Beyond the tolerance, and within the spread of the repetitions."""
     worse = "worse"
 
 
@@ -138,15 +140,19 @@ def _difference(
         second=Measured(*b),
         ratio=b.median / a.median if a.median else None,
         exceeds_spread=exceeds,
-        verdict=_verdict(metric, a, b, tolerance) if exceeds is not False else Verdict.same,
+        verdict=_verdict(metric, a, b, tolerance, exceeds is not False),
     )
 
 
-def _verdict(metric: Metric, first: Spread, second: Spread, tolerance: float) -> Verdict:
+def _verdict(
+    metric: Metric, first: Spread, second: Spread, tolerance: float, is_clear: bool
+) -> Verdict:
     """Judged by the medians."""
     change = second.median - first.median
     if abs(change) <= tolerance * abs(first.median):
         return Verdict.same
+    if not is_clear:
+        return Verdict.unclear
     return Verdict.better if (change > 0) is (metric.better is Better.higher) else Verdict.worse
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from engine.wording import counted
 from launcher.compare.matching import override_values
 from launcher.compare.runs import Run
 
@@ -12,7 +13,12 @@ _GIB = 2**30
 
 def notes_on(first: Run, second: Run) -> list[str]:
     """A line for each difference."""
-    return [*_machines(first, second), *_code(first, second), *_overrides(first, second)]
+    return [
+        *_machines(first, second),
+        *_code(first, second),
+        *_overrides(first, second),
+        *_bottlenecks(first, second),
+    ]
 
 
 def _machines(first: Run, second: Run) -> Iterator[str]:
@@ -37,6 +43,16 @@ def _code(first: Run, second: Run) -> Iterator[str]:
         a, b = one.versions.get(name, "none"), other.versions.get(name, "none")
         if a != b:
             yield f"another version of {name}: {a}, then {b}"
+
+
+def _bottlenecks(first: Run, second: Run) -> Iterator[str]:
+    for which, run in (("first", first), ("second", second)):
+        stages = [
+            stage for each in run.variants for results in each.results for stage in results.stages
+        ]
+        if num_bound := sum(stage.client.is_bottleneck for stage in stages):
+            of = f"{num_bound} of {counted(len(stages), 'stage')} of the {which}"
+            yield f"the client may be the bottleneck in {of}"
 
 
 def _short(commit: str | None) -> str:

@@ -1,5 +1,6 @@
 """A comparison as a table, for a terminal or as Markdown."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rich import box
@@ -9,7 +10,12 @@ from rich.text import Text
 from engine.wording import counted
 from launcher.compare.judge import Comparison, Difference, Measured, Verdict
 
-_STYLES = {Verdict.better: "green", Verdict.same: "", Verdict.worse: "bold red"}
+_STYLES = {
+    Verdict.better: "green",
+    Verdict.same: "",
+    Verdict.unclear: "yellow",
+    Verdict.worse: "bold red",
+}
 
 
 def comparison_table(comparison: Comparison, is_markdown: bool) -> Table:
@@ -49,15 +55,21 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         yield f"{which}: {run.path}, {run.created}"
     yield from (f"note: {line}" for line in comparison.notes)
     yield from (f"no longer valid: {line}" for line in comparison.no_longer_valid)
-    num_worse = sum(each.verdict is Verdict.worse for each in comparison.differences)
-    of = f"{num_worse} of {counted(len(comparison.differences), 'figure')}"
-    by = f"by more than {100 * comparison.tolerance:g}%"
+    verdicts = Counter(each.verdict for each in comparison.differences)
+    num_worse, num_unclear = verdicts[Verdict.worse], verdicts[Verdict.unclear]
+    figures = counted(len(comparison.differences), "figure")
+    of, by = f"{num_worse} of {figures}", f"by more than {100 * comparison.tolerance:g}%"
+    if num_unclear:
+        differ = "differs" if num_unclear == 1 else "differ"
+        differ = f"{num_unclear} of {figures} {differ} {by}, but within the spread"
+        yield f"unclear: {differ}: bench.repeat=... with more tells more"
     if num_worse:
         yield f"the second is worse: {of} {by}"
     elif comparison.is_worse:
         yield "the second is worse: it has no valid results of what the first has"
     else:
-        yield f"the second is not worse: no figure {by}"
+        beyond = " and beyond the spread" if num_unclear else ""
+        yield f"the second is not worse: no figure {by}{beyond}"
 
 
 def _measured(measured: Measured) -> str:

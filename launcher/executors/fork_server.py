@@ -23,9 +23,13 @@ class ForkedProcess:
     """A process that the server forks as soon as it can.
 
     Once there it hangs on its lifeline, not on the server.
+
+    Attributes:
+        pid: None: it has not been forked yet.
     """
 
     def __init__(self) -> None:
+        self.pid: int | None = None
         self._pidfd = -1
         self._is_unwanted = False
         self._ended: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
@@ -45,8 +49,8 @@ class ForkedProcess:
             with contextlib.suppress(ProcessLookupError):  # the server is about to tell
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def forked(self, pidfd: int) -> None:
-        self._pidfd = pidfd
+    def forked(self, pid: int, pidfd: int) -> None:
+        self.pid, self._pidfd = pid, pidfd
         if self._is_unwanted:
             self.kill()
 
@@ -162,8 +166,8 @@ class ForkServer:
                 self._lose(ours)
                 return
             match FROM_SERVER.decode(data):
-                case Forked(number):
-                    self._processes[number].forked(fds[0])
+                case Forked(number, pid):
+                    self._processes[number].forked(pid, fds[0])
                 case NotForked(number, error):
                     self._processes.pop(number).ended(f"it could not be forked: {error}")
                 case Ended(number, exit_code):

@@ -55,7 +55,9 @@ def _time(key: str, statistic: str) -> Metric:
 
 
 def _memory(stage: StageResult) -> float | None:
-    return sum(each.pss_bytes for each in stage.processes) / _MIB if stage.processes else None
+    of = [each.pss_bytes for each in stage.processes]
+    # A process has some: 0 is of somebody else's, which may not be looked at.
+    return sum(of) / _MIB if of and all(of) else None
 
 
 def _cpu(stage: StageResult) -> float | None:

@@ -32,6 +32,7 @@ LLAMA3: dict[str, Any] = {
     "original_max_position_embeddings": 64,
     "rope_theta": 500.0,
 }
+LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0}
 YARN: dict[str, Any] = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -48,8 +49,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         mlp_bias=True,
         tie_word_embeddings=True,
     ),
-    "mistral with a window and heads of 24": MistralConfig(
-        **SIZES, hidden_size=64, head_dim=24, sliding_window=48
+    "mistral with linear rope, a window and heads of 24": MistralConfig(
+        **SIZES, hidden_size=64, head_dim=24, sliding_window=48, rope_parameters=LINEAR
     ),
     "qwen2 with yarn and windows from layer 1": Qwen2Config(
         **SIZES,

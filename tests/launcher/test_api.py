@@ -64,6 +64,17 @@ def test_two_deployments_serve_beside_each_other_and_stop_twice():
         assert answer(two) == 4
 
 
+def test_it_warns_as_the_command_line_does(capfd: pytest.CaptureFixture[str]):
+    wide = ["model=dummy", "frontend.port=0", "name=one", "frontend.host=0.0.0.0"]
+    with launcher.serve(wide):
+        told = capfd.readouterr().err
+    assert "warning: whoever reaches frontend.host=0.0.0.0 can use the API" in told
+    with launcher.serve([*wide, "frontend.api_keys=[sk-one]", "model.seed=5"]):
+        told = capfd.readouterr().err
+    assert "can use the API" not in told
+    assert "warning: model.seed=5 has no effect with model=dummy" in told
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

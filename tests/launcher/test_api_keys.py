@@ -7,7 +7,7 @@ import pytest
 
 from engine.access import Access
 from engine.frontend.key_check import KeyCheck
-from launcher.api_keys import read_access
+from launcher.api_keys import read_access, without_keys
 from launcher.config import FrontendConfig
 from launcher.errors import Refused
 from launcher.plan import encode
@@ -33,6 +33,13 @@ def test_keys_of_the_config_and_of_a_file_are_taken_together(tmp_path: Path):
     path = key_file(tmp_path, "two\n\n  three  \ntwo\none\n")
     access = read_access(FrontendConfig(api_keys=["one"], api_key_file=path))
     assert access.api_keys == ("one", "two", "three")
+
+
+@pytest.mark.parametrize("typed", [f"frontend.api_keys=[{KEY}]", f"++frontend.api_keys=[a,{KEY}]"])
+def test_overrides_are_written_down_without_keys(typed: str):
+    written = without_keys(["dp=2", typed])
+    assert written[0] == "dp=2"
+    assert written[1].endswith("frontend.api_keys=KEYS")
 
 
 def test_without_keys_all_is_open():

@@ -1,175 +1,64 @@
-/* Rotary embedding, cache writes and causal attention over a paged cache, for one type of element.
- *
- * A layer's cache is [key-value heads][panels][2][padded * 16]: a panel holds the keys, then the
- * values of 16 consecutive slots (slot = block * block size + offset), each laid out as the
- * right-hand matrix of its product: keys as [padded / DEPTH][16 slots][DEPTH], values as
- * [padded / 16][16 / DEPTH slots][16][DEPTH]; `padded` is the head size rounded up to 16.
+/* Causal attention over a paged cache (see cache.h), for one type of element.
  *
  * Softmax is computed online (Milakov and Gimelshein, arXiv 1805.02867), over pieces of the context
  * that begin at the same positions for every query: where blocks hold a multiple of 16 tokens, a
  * result does not depend on the batch.
  */
 
-/* Up to 16 slots of one panel that hold consecutive positions. */
-struct NAME(piece) {
-    const ELEMENT *keys, *values;
-    int64_t position; /* of lane 0, were it the sequence's */
-    int begin, end;   /* lanes */
-};
-
-/* Norms one head where a norm is given: x / sqrt(mean(x^2) + eps) * norm. */
-INLINE void NAME(norm_head)(
-    const struct attention *layer, const ELEMENT *head, const float *norm, float *to)
+/* Lets a product fetch a piece: there are as many lines of keys, and of values, as steps. */
+INLINE void NAME(fetch_during)(const struct NAME(piece) *piece, struct NAME(product) *product)
 {
-    const int64_t size = layer->head_dim;
-    floats squares = ZERO;
-    float rest = 0.0f;
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        floats x = LOAD(head + i);
-        store_f32(to + i, x);
-        squares += x * x;
-    }
-    for (; i < size; i++) {
-        to[i] = ONE(head + i);
-        rest += to[i] * to[i];
-    }
-    if (!norm)
-        return;
-    const float scale = 1.0f / sqrtf((sum(squares) + rest) / size + layer->eps);
-    for (i = 0; i + LANES <= size; i += LANES)
-        store_f32(to + i, load_f32(to + i) * scale * load_f32(norm + i));
-    for (; i < size; i++)
-        to[i] = to[i] * scale * norm[i];
+    product->ahead[0] = (const char *)piece->keys;
+    product->ahead[1] = (const char *)piece->values;
+    product->num_ahead = 2;
 }
 
-/* Norms, then rotates one head: halves (a, b) become (a cos - b sin, b cos + a sin). */
-INLINE void NAME(rotate)(
-    const struct attention *layer, const ELEMENT *head, const float *norm, int64_t position,
-    float *to)
+static void NAME(fetch)(const struct attention *layer, const struct NAME(piece) *piece)
 {
-    const int64_t half = layer->head_dim / 2;
-    const float *cos = layer->cos + position * half, *sin = layer->sin + position * half;
-    NAME(norm_head)(layer, head, norm, to);
-    int64_t i = 0;
-    for (; i + LANES <= half; i += LANES) {
-        floats a = load_f32(to + i), b = load_f32(to + half + i);
-        floats c = load_f32(cos + i), s = load_f32(sin + i);
-        store_f32(to + i, a * c - b * s);
-        store_f32(to + half + i, b * c + a * s);
-    }
-    for (; i < half; i++) {
-        float a = to[i], b = to[half + i];
-        to[i] = a * cos[i] - b * sin[i];
-        to[half + i] = b * cos[i] + a * sin[i];
-    }
+    const char *panel = (const char *)piece->keys; /* values come right behind */
+    for (int64_t i = 0; i < 2 * layer->padded * 16 * (int64_t)sizeof(ELEMENT); i += 64)
+        __builtin_prefetch(panel + i, 0, 2);
 }
 
-/* Stores the keys and values of one token and key-value head. */
-static void NAME(write)(
-    const struct attention *layer, const ELEMENT *key, const ELEMENT *value, int64_t position,
-    int64_t slot, ELEMENT *cache)
-{
-    const int64_t padded = layer->padded, lane = slot % 16;
-    float rotated[layer->head_dim];
-    NAME(rotate)(layer, key, layer->key_norm, position, rotated);
-    ELEMENT *keys = cache + slot / 16 * 2 * padded * 16, *values = keys + padded * 16;
-    for (int64_t i = 0; i < layer->head_dim; i++)
-        PUT(keys + (i / DEPTH * 16 + lane) * DEPTH + i % DEPTH, rotated[i]);
-    for (int64_t i = 0; i < layer->head_dim; i++)
-        values[i / 16 * 256 + (lane / DEPTH * 16 + i % 16) * DEPTH + lane % DEPTH] = value[i];
-}
-
-/* Copies a panel of values with zeros in the lanes outside [begin, end).
- *
- * Their weights are zero, but what is there belongs to others, and zero times a NaN is one.
- */
-static void NAME(copy_lanes)(
-    const ELEMENT *values, int64_t padded, int begin, int end, ELEMENT *to)
-{
-    for (int64_t i = 0; i < padded * 16; i++) {
-        const int lane = i % 256 / (16 * DEPTH) * DEPTH + i % DEPTH;
-        to[i] = begin <= lane && lane < end ? values[i] : 0;
-    }
-}
-
-/* Where to begin for a tile that begins at `start`: not before the window.
- *
- * A multiple of what is taken at once, for pieces that are the same for every query; in blocks that
- * cut panels, only the sequence's beginning is.
- */
-static int64_t NAME(first_position)(const struct attention *layer, int64_t start)
-{
-    if (!layer->window || start < layer->window || layer->block_size % 16)
-        return 0;
-    return (start - layer->window + 1) / (CHUNK * 16) * (CHUNK * 16);
-}
-
-/* The next pieces, CHUNK at most, of the context's positions [*position, end); how many. */
-static int NAME(next_pieces)(
-    const struct attention *layer, const int32_t *blocks, const ELEMENT *cache, int64_t *position,
-    int64_t end, ELEMENT *copies, struct NAME(piece) *pieces)
-{
-    int num = 0;
-    while (num < CHUNK && *position < end) {
-        const int64_t offset = *position % layer->block_size;
-        const int64_t slot = (int64_t)blocks[*position / layer->block_size] * layer->block_size
-                             + offset;
-        int64_t count = 16 - slot % 16;
-        if (count > layer->block_size - offset)
-            count = layer->block_size - offset;
-        if (count > end - *position)
-            count = end - *position;
-        struct NAME(piece) *piece = &pieces[num];
-        piece->keys = cache + slot / 16 * 2 * layer->padded * 16;
-        piece->values = piece->keys + layer->padded * 16;
-        piece->position = *position - slot % 16;
-        piece->begin = slot % 16;
-        piece->end = slot % 16 + count;
-        if (count < 16) {
-            ELEMENT *copy = copies + num * layer->padded * 16;
-            NAME(copy_lanes)(piece->values, layer->padded, piece->begin, piece->end, copy);
-            piece->values = copy;
-        }
-        *position += count;
-        num++;
-    }
-    return num;
-}
-
-/* Scores [num_rows, CHUNK * 16] of the rows for the pieces' keys. */
+/* Scores [num_rows, CHUNK * 16] of the rows for the pieces' keys; fetches `ahead`, if not NULL. */
 static void NAME(score)(
     const CELL *queries, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
-    int num_pieces, float *scores)
+    int num_pieces, const struct NAME(piece) *ahead, float *scores)
 {
     const ELEMENT *panels[CHUNK];
-    for (int p = 0; p < num_pieces; p++)
-        panels[p] = pieces[p].keys;
+    for (int p = 0; p < CHUNK; p++)
+        panels[p] = pieces[p < num_pieces ? p : num_pieces - 1].keys;
     memset(scores, 0, num_rows * CHUNK * 16 * sizeof(float));
     struct NAME(product) product = {
         .rows = queries, .stride = padded, .panels = panels, .num_parts = 1,
         .num_steps = padded / DEPTH, .step_size = 16 * DEPTH, .sums = scores,
         .sums_stride = CHUNK * 16,
     };
+    if (ahead)
+        NAME(fetch_during)(ahead, &product);
     for (int p = 0, width; p < num_pieces; p += width) {
-        width = num_pieces - p < MAX_PANELS ? 1 : MAX_PANELS;
+        width = (num_pieces - p) * 2 > MAX_PANELS ? MAX_PANELS : 1;
         NAME(multiply_rows)(product, num_rows, width > 1);
+        product.num_ahead = 0;
         product.panels += width;
         product.sums += 16 * width;
     }
 }
 
-/* Adds the rows' weights [num_rows, CHUNK * 16] times the pieces' values to mixed [num_rows, padded].
+/* Adds the rows' weights [num_rows, CHUNK * 16] times the pieces' values to mixed [num_rows, padded];
+ * fetches `ahead`, if not NULL.
  */
 static void NAME(mix)(
     const CELL *weights, int64_t num_rows, int64_t padded, const struct NAME(piece) *pieces,
-    int num_pieces, float *mixed)
+    int num_pieces, const struct NAME(piece) *ahead, float *mixed)
 {
     const ELEMENT *panels[CHUNK * MAX_PANELS];
     struct NAME(product) product = {
         .rows = weights, .stride = CHUNK * 16, .panels = panels, .num_parts = num_pieces,
         .num_steps = 16 / DEPTH, .step_size = 16 * DEPTH, .sums = mixed, .sums_stride = padded,
     };
+    if (ahead)
+        NAME(fetch_during)(ahead, &product);
     for (int64_t column = 0, width; column < padded; column += 16 * width) {
         width = padded - column < MAX_PANELS * 16 ? 1 : MAX_PANELS;
         for (int piece = 0; piece < num_pieces; piece++)
@@ -177,107 +66,68 @@ static void NAME(mix)(
                 panels[piece * width + p] = pieces[piece].values + (column + p * 16) * 16;
         NAME(multiply_rows)(product, num_rows, width > 1);
         product.sums += 16 * width;
+        for (int line = 0; line < product.num_ahead; line++)
+            product.ahead[line] += product.num_steps * num_pieces * 64;
     }
 }
 
-/* One row's scores to weights, with what was summed so far scaled to the new largest score. */
-static void NAME(soften)(
-    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
-    int64_t position, float *scores, CELL *weights, float *largest_so_far, float *total,
-    float *mixed)
+/* -INFINITY instead of the scores of a piece that a query at `position` does not see. */
+INLINE void NAME(hide)(
+    const struct attention *layer, const struct NAME(piece) *piece, int64_t position,
+    floats *scores)
 {
     const ints lanes = lane_numbers();
-    floats top = broadcast(-INFINITY);
-    for (int p = 0; p < num_pieces; p++) {
-        const struct NAME(piece) *piece = &pieces[p];
-        int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
-        int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
-        end = end > piece->end ? piece->end : end < 0 ? 0 : end;
-        begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
-        for (int v = 0; v < 16; v += LANES) {
-            floats score = load_f32(scores + p * 16 + v) * layer->scale;
-            if (begin > 0 || end < 16) {
-                ints seen = (lanes + v >= (int32_t)begin) & (lanes + v < (int32_t)end);
-                score = blend(seen, score, broadcast(-INFINITY));
-            }
-            store_f32(scores + p * 16 + v, score);
-            top = larger(top, score);
-        }
+    int64_t end = position - piece->position + 1; /* causal: later lanes are hidden */
+    int64_t begin = layer->window ? end - layer->window : 0; /* and those before the window */
+    end = end > piece->end ? piece->end : end < 0 ? 0 : end;
+    begin = begin < piece->begin ? piece->begin : begin > 16 ? 16 : begin;
+    for (int v = 0; v < PER_PANEL; v++) {
+        const ints lane = lanes + v * LANES;
+        const ints seen = (lane >= (int32_t)begin) & (lane < (int32_t)end);
+        scores[v] = blend(seen, scores[v], broadcast(-INFINITY));
     }
-    float new_largest = largest(top);
+}
+
+/* One row's scores to weights, with what was summed so far scaled to the new largest score.
+ *
+ * some_hidden: constant; 0 where there are CHUNK pieces and the query sees all of them.
+ */
+INLINE void NAME(soften)(
+    const struct attention *layer, const struct NAME(piece) *pieces, int num_pieces,
+    int64_t position, const int some_hidden, const float *scores, CELL *weights,
+    float *largest_so_far, float *total, float *mixed)
+{
+    floats all[CHUNK * PER_PANEL], top = broadcast(-INFINITY);
+#pragma GCC unroll 16
+    for (int p = 0; p < CHUNK; p++) {
+        floats *own = all + p * PER_PANEL;
+#pragma GCC unroll 4
+        for (int v = 0; v < PER_PANEL; v++)
+            own[v] = p < num_pieces ? load_f32(scores + p * 16 + v * LANES) : broadcast(-INFINITY);
+        if (some_hidden && p < num_pieces)
+            NAME(hide)(layer, pieces + p, position, own);
+#pragma GCC unroll 4
+        for (int v = 0; v < PER_PANEL; v++)
+            top = larger(top, own[v]);
+    }
+    const float new_largest = largest(top);
     if (new_largest > *largest_so_far) {
-        const floats shrink = exponential(broadcast(*largest_so_far - new_largest));
+        const floats shrink = power_of_two(broadcast(*largest_so_far - new_largest));
         for (int64_t i = 0; i < layer->padded; i += LANES)
             store_f32(mixed + i, load_f32(mixed + i) * shrink);
-        for (int v = 0; v < 16; v += LANES)
-            store_f32(total + v, load_f32(total + v) * shrink);
+        store_f32(total, load_f32(total) * shrink);
         *largest_so_far = new_largest;
     }
     /* Nothing seen yet: all weights are zero, which -INFINITY less itself is not. */
     const float least = *largest_so_far == -INFINITY ? 0.0f : *largest_so_far;
-    for (int p = 0; p < num_pieces; p++)
-        for (int v = 0; v < 16; v += LANES) {
-            floats weight = exponential(load_f32(scores + p * 16 + v) - least);
-            STORE_CELLS(weights + p * 16 + v, weight);
-            store_f32(total + v, load_f32(total + v) + weight);
-        }
-}
-
-/* Attention of the query rows of one tile and key-value head.
- *
- * Rows are tokens times the query heads that share the key-value head.
- */
-static void NAME(attend)(
-    const struct attention *layer, const struct attention_step *step, const ELEMENT *qkv,
-    const ELEMENT *cache, ELEMENT *out, int64_t tile, int64_t head, char *scratch)
-{
-    const int64_t padded = layer->padded, size = layer->head_dim, group = layer->group_size;
-    const int64_t num_tokens = step->lengths[tile], num_rows = num_tokens * group;
-    const int64_t qkv_row = layer->num_kv_heads * (group + 2) * size;
-    const int64_t out_row = layer->num_kv_heads * group * size;
-    const int64_t start = step->starts[tile], end = start + num_tokens;
-    const int32_t *blocks = step->blocks + step->tables[tile];
-    float *mixed = (float *)scratch;                     /* [num_rows, padded] */
-    float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
-    float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
-    float *tops = totals + num_rows * 16;                /* [num_rows] */
-    float *rotated = tops + (num_rows + 15) / 16 * 16;   /* [padded] */
-    ELEMENT *copies = (ELEMENT *)(rotated + padded);     /* [CHUNK, padded * 16] */
-    CELL *queries = (CELL *)(copies + CHUNK * padded * 16); /* [num_rows, padded] */
-    CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
-    for (int64_t row = 0; row < num_rows; row++) {
-        const int64_t token = row / group;
-        const ELEMENT *query = qkv + (step->rows[tile] + token) * qkv_row
-                               + (head * group + row % group) * size;
-        NAME(rotate)(layer, query, layer->query_norm, start + token, rotated);
-        for (int64_t i = 0; i < padded; i++)
-            PUT_CELL(queries + row * padded + i, i < size ? rotated[i] : 0.0f);
-        tops[row] = -INFINITY;
+    floats sums = ZERO;
+#pragma GCC unroll 16
+    for (int i = 0; i < CHUNK * PER_PANEL; i++) {
+        const floats weight = power_of_two(all[i] - least);
+        STORE_CELLS(weights + i * LANES, weight);
+        sums += weight;
     }
-    memset(mixed, 0, num_rows * padded * sizeof(float));
-    memset(totals, 0, num_rows * 16 * sizeof(float));
-    for (int64_t position = NAME(first_position)(layer, start); position < end;) {
-        struct NAME(piece) pieces[CHUNK];
-        const int num = NAME(next_pieces)(layer, blocks, cache, &position, end, copies, pieces);
-        NAME(score)(queries, num_rows, padded, pieces, num, scores);
-        for (int64_t row = 0; row < num_rows; row++)
-            NAME(soften)(layer, pieces, num, start + row / group, scores + row * CHUNK * 16,
-                         weights + row * CHUNK * 16, tops + row, totals + row * 16, mixed + row * padded);
-        NAME(mix)(weights, num_rows, padded, pieces, num, mixed);
-    }
-    for (int64_t row = 0; row < num_rows; row++) {
-        ELEMENT *to = out + (step->rows[tile] + row / group) * out_row
-                      + (head * group + row % group) * size;
-        floats total = ZERO;
-        for (int v = 0; v < 16; v += LANES)
-            total += load_f32(totals + row * 16 + v);
-        const float share = 1.0f / sum(total);
-        int64_t i = 0;
-        for (; i + LANES <= size; i += LANES)
-            STORE(to + i, load_f32(mixed + row * padded + i) * share);
-        for (; i < size; i++)
-            PUT(to + i, mixed[row * padded + i] * share);
-    }
+    store_f32(total, load_f32(total) + sums);
 }
 
 /* What the threads of one call share. */
@@ -287,7 +137,127 @@ struct NAME(attention_call) {
     const ELEMENT *qkv;
     ELEMENT *cache, *out;
     char *scratch;
+    int64_t num_items, num_threads;
 };
+
+/* The rows of one tile and key-value head: tokens times the query heads that share it. */
+struct NAME(rows) {
+    int64_t num, start, end; /* start, end: positions of the tile's tokens */
+    const int32_t *blocks;
+    const ELEMENT *cache; /* of this head */
+    const ELEMENT *queries;
+    ELEMENT *out;
+    int64_t token_stride, out_stride; /* from one token to the next, of queries and of out */
+};
+
+/* Item: a tile, in the order in which they are begun, and a key-value head. */
+static struct NAME(rows) NAME(rows_of)(const struct NAME(attention_call) *call, int64_t item)
+{
+    const struct attention *layer = call->layer;
+    const struct attention_step *step = call->step;
+    const int64_t heads = layer->num_kv_heads, tile = item / heads, head = item % heads;
+    const int64_t width = layer->group_size * layer->head_dim; /* of the heads that share one */
+    const int64_t token_stride = heads * (width + 2 * layer->head_dim);
+    return (struct NAME(rows)){
+        .num = step->lengths[tile] * layer->group_size,
+        .start = step->starts[tile],
+        .end = step->starts[tile] + step->lengths[tile],
+        .blocks = step->blocks + step->tables[tile],
+        .cache = call->cache + head * 2 * layer->padded * 16,
+        .queries = call->qkv + step->rows[tile] * token_stride + head * width,
+        .out = call->out + step->rows[tile] * heads * width + head * width,
+        .token_stride = token_stride,
+        .out_stride = heads * width,
+    };
+}
+
+/* Queries, normed, rotated and scaled so that scores are exponents of 2. */
+static void NAME(prepare_queries)(
+    const struct attention *layer, const struct NAME(rows) *rows, float *rotated, CELL *cells)
+{
+    const int64_t padded = layer->padded, size = layer->head_dim, group = layer->group_size;
+    const float scale = layer->scale * 1.44269504f;
+    for (int64_t i = size; i < padded; i++)
+        rotated[i] = 0.0f;
+    for (int64_t row = 0; row < rows->num; row++) {
+        const int64_t token = row / group;
+        const ELEMENT *query = rows->queries + token * rows->token_stride + row % group * size;
+        NAME(rotate)(layer, query, layer->query_norm, rows->start + token, rotated);
+        for (int64_t i = 0; i < padded; i += LANES)
+            STORE_CELLS(cells + row * padded + i, load_f32(rotated + i) * scale);
+    }
+}
+
+/* Attention of the rows of one item. While one chunk of the context is worked on, the next one is
+ * fetched piece by piece: memory is busy all the time. After the last chunk comes the first one of
+ * the item that this thread will probably take next.
+ */
+static void NAME(attend)(const struct NAME(attention_call) *call, int64_t item, char *scratch)
+{
+    const struct attention *layer = call->layer;
+    const struct NAME(rows) rows = NAME(rows_of)(call, item);
+    const int64_t padded = layer->padded, size = layer->head_dim, group = layer->group_size;
+    const int64_t num_rows = rows.num;
+    float *mixed = (float *)scratch;                     /* [num_rows, padded] */
+    float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
+    float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
+    float *tops = totals + num_rows * 16;                /* [num_rows] */
+    float *rotated = tops + (num_rows + 15) / 16 * 16;   /* [padded] */
+    ELEMENT *copies = (ELEMENT *)(rotated + padded);     /* [CHUNK, padded * 16] */
+    CELL *queries = (CELL *)(copies + CHUNK * padded * 16); /* [num_rows, padded] */
+    CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
+    struct NAME(piece) pieces[CHUNK], next[CHUNK];
+    int64_t position = NAME(first_position)(layer, rows.start);
+    int num = NAME(find_pieces)(layer, rows.blocks, rows.cache, position, rows.end, pieces);
+    NAME(prepare_queries)(layer, &rows, rotated, queries);
+    memset(mixed, 0, num_rows * padded * sizeof(float));
+    memset(totals, 0, num_rows * 16 * sizeof(float));
+    for (int64_t row = 0; row < num_rows; row++)
+        tops[row] = -INFINITY;
+    while (num > 0) {
+        const int64_t first = position;
+        for (int p = 0; p < num; p++)
+            position += pieces[p].end - pieces[p].begin;
+        const int all_seen =
+            position - first == CHUNK * 16 && position <= rows.start + 1 && !layer->window;
+        int num_next = NAME(find_pieces)(layer, rows.blocks, rows.cache, position, rows.end, next);
+        const int is_last = num_next == 0;
+        if (is_last && item + call->num_threads < call->num_items) {
+            const struct NAME(rows) others = NAME(rows_of)(call, item + call->num_threads);
+            num_next = NAME(find_pieces)(layer, others.blocks, others.cache,
+                                         NAME(first_position)(layer, others.start), others.end, next);
+        }
+        NAME(score)(queries, num_rows, padded, pieces, num, num_next > 0 ? next : NULL, scores);
+        if (num_next > 1)
+            NAME(fetch)(layer, next + 1);
+        for (int p = 0; p < num; p++)
+            NAME(use_copy)(layer, pieces + p, copies + p * padded * 16);
+        for (int64_t row = 0; row < num_rows; row++) {
+            float *mine = scores + row * CHUNK * 16, *sums = mixed + row * padded;
+            CELL *weight = weights + row * CHUNK * 16;
+            if (all_seen)
+                NAME(soften)(layer, pieces, CHUNK, 0, 0, mine, weight, tops + row,
+                             totals + row * 16, sums);
+            else
+                NAME(soften)(layer, pieces, num, rows.start + row / group, 1, mine, weight,
+                             tops + row, totals + row * 16, sums);
+        }
+        NAME(mix)(weights, num_rows, padded, pieces, num, num_next > 2 ? next + 2 : NULL, mixed);
+        for (int p = 3; p < num_next; p++)
+            NAME(fetch)(layer, next + p);
+        memcpy(pieces, next, sizeof pieces);
+        num = is_last ? 0 : num_next;
+    }
+    for (int64_t row = 0; row < num_rows; row++) {
+        ELEMENT *to = rows.out + row / group * rows.out_stride + row % group * size;
+        const float share = 1.0f / sum(load_f32(totals + row * 16));
+        int64_t i = 0;
+        for (; i + LANES <= size; i += LANES)
+            STORE(to + i, load_f32(mixed + row * padded + i) * share);
+        for (; i < size; i++)
+            PUT(to + i, mixed[row * padded + i] * share);
+    }
+}
 
 static void NAME(write_item)(void *context, int64_t item, int thread)
 {
@@ -303,20 +273,14 @@ static void NAME(write_item)(void *context, int64_t item, int thread)
         for (int64_t head = 0; head < heads; head++)
             NAME(write)(layer, keys + head * size, keys + (heads + head) * size,
                         call->step->positions[token], call->step->slots[token],
-                        call->cache + head * layer->num_panels * 2 * layer->padded * 16);
+                        call->cache + head * 2 * layer->padded * 16);
     }
 }
 
-/* Tiles are in the order in which they are begun. */
 static void NAME(attend_item)(void *context, int64_t item, int thread)
 {
     const struct NAME(attention_call) *call = context;
-    const struct attention *layer = call->layer;
-    const int64_t heads = layer->num_kv_heads, head = item % heads;
-    NAME(attend)(layer, call->step, call->qkv,
-                 call->cache + head * layer->num_panels * 2 * layer->padded * 16, call->out,
-                 item / heads, head,
-                 call->scratch + thread * layer->scratch_bytes);
+    NAME(attend)(call, item, call->scratch + thread * call->layer->scratch_bytes);
 }
 
 /* Stores the step's keys and values, then attends.
@@ -330,7 +294,10 @@ void NAME(attention)(
     const struct attention *layer, const struct attention_step *step, const void *qkv, void *cache,
     void *out, void *scratch, struct pool *pool)
 {
-    struct NAME(attention_call) call = {layer, step, qkv, cache, out, scratch};
+    struct NAME(attention_call) call = {
+        .layer = layer, .step = step, .qkv = qkv, .cache = cache, .out = out, .scratch = scratch,
+        .num_items = step->num_tiles * layer->num_kv_heads, .num_threads = pool->num_workers + 1,
+    };
     run(pool, NAME(write_item), &call, (step->num_tokens + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
-    run(pool, NAME(attend_item), &call, step->num_tiles * layer->num_kv_heads);
+    run(pool, NAME(attend_item), &call, call.num_items);
 }

@@ -59,7 +59,7 @@ class NativeAttention:
         self._dtype = dtype
         padded = facts.head_dim + -facts.head_dim % HEAD_STEP
         num_panels = -(-cache.num_blocks * cache.block_size // _PANEL)
-        self._cache_shape = (facts.num_key_value_heads, num_panels, 2, padded * _PANEL)
+        self._cache_shape = (num_panels, facts.num_key_value_heads, 2, padded * _PANEL)
         self._tables = rotary_tables(facts, settings.max_model_len)
         cos, sin = self._tables
         self._struct = AttentionStruct(
@@ -68,7 +68,6 @@ class NativeAttention:
             head_dim=facts.head_dim,
             padded=padded,
             block_size=cache.block_size,
-            num_panels=num_panels,
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             scale=facts.head_dim**-0.5,
@@ -90,6 +89,17 @@ class NativeAttention:
 
     def new_cache(self) -> torch.Tensor:
         return lazy_zeros(self._cache_shape, self._dtype, torch.device("cpu"))
+
+    def erase(self, cache: torch.Tensor, block_ids: Sequence[int]) -> None:
+        # A panel may hold several blocks: numbers in it stay.
+        size = self._struct.block_size
+        panels = {
+            panel
+            for block in block_ids
+            for panel in range(block * size // _PANEL, -(-(block + 1) * size // _PANEL))
+        }
+        index = torch.tensor(sorted(panels), dtype=torch.int64)
+        cache[index] = cache[index].nan_to_num(0.0, 0.0, 0.0)
 
     def tile_tokens(self, _start: int) -> int:
         return MAX_TILE_TOKENS

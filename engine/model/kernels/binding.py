@@ -39,7 +39,7 @@ class AttentionStruct(Structure):
 
     _fields_: ClassVar = [
         *((name, c_int64) for name in ("num_kv_heads", "group_size", "head_dim", "padded")),
-        *((name, c_int64) for name in ("block_size", "num_panels", "scratch_bytes")),
+        *((name, c_int64) for name in ("block_size", "scratch_bytes")),
         *((name, c_void_p) for name in ("cos", "sin", "query_norm", "key_norm")),
         ("window", c_int64),
         ("scale", c_float),

@@ -25,6 +25,7 @@
 #endif
 enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
+    LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
     ROWS_PER_ITEM = 8, /* of rows that are normed, of tokens that are stored */
 };
 
@@ -42,7 +43,7 @@ struct linear {
 struct attention {
     int64_t num_kv_heads, group_size, head_dim;
     int64_t padded; /* head_dim rounded up to 16 */
-    int64_t block_size, num_panels;
+    int64_t block_size;
     int64_t scratch_bytes;   /* of one thread */
     const float *cos, *sin;  /* [positions, head_dim / 2] */
     /* [head_dim] weight of an RMS norm of each head before its rotation, or NULL */
@@ -96,6 +97,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #define NAME(name) name##_f32
 #define ELEMENT float
+#define ELEMENT_BITS 0xffffffffu
 #define DEPTH 1
 #define LOAD load_f32
 #define STORE store_f32
@@ -107,6 +109,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #define PUT_CELL put_f32
 #include "product.h"
 
+#include "cache.h"
+
 #include "attention.h"
 #include "gather.h"
 #include "linear.h"
@@ -114,6 +118,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 
 #undef NAME
 #undef ELEMENT
+#undef ELEMENT_BITS
 #undef DEPTH
 #undef LOAD
 #undef STORE
@@ -122,6 +127,7 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #undef ADD_PRODUCT
 #define NAME(name) name##_bf16
 #define ELEMENT bf16
+#define ELEMENT_BITS 0xffffu
 #define DEPTH 2
 #define LOAD load_bf16
 #define STORE store_bf16
@@ -137,6 +143,8 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #define PUT_CELL put_bf16
 #endif
 #include "product.h"
+
+#include "cache.h"
 
 #include "attention.h"
 #include "gather.h"

@@ -2,10 +2,6 @@
  *
  * A product of two levels has 22 bits or less, the sum of a segment's 31: exact in any order.
  */
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 enum {
     DEPTH_INT8 = 2,  /* levels of a column that lie side by side */
     SEGMENT = 1024,  /* values of a row that share a scale: 1024 * 127 * MAX_LEVEL is below 2^31 */

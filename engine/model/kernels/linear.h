@@ -94,49 +94,62 @@ static void NAME(join)(float *y, const ELEMENT *bias, int64_t num_panels)
         }
 }
 
-/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on. */
-static void NAME(columns)(
-    const struct linear *layer, const CELL *cells, int64_t stride, const ELEMENT *residual,
-    void *out, int64_t num_rows, int64_t panel, int64_t num_panels)
-{
-    const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
-    const ELEMENT *weight = (const ELEMENT *)layer->weight
-                            + panel / 4 * num_steps * step_size + panel % 4 * panel_step;
-    const ELEMENT *bias = layer->bias;
-    const ELEMENT *panels[4];
-    for (int64_t p = 0; p < num_panels; p++)
-        panels[p] = weight + p * panel_step;
-    for (int64_t row = 0; row < num_rows; row += MAX_ROWS) {
-        const int64_t count = num_rows - row < MAX_ROWS ? num_rows - row : MAX_ROWS;
-        float sums[MAX_ROWS * 64] = {0};
-        struct NAME(product) product = {
-            .rows = cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
-            .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
-        };
-        const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
-        for (int64_t p = 0; p < num_panels; p += width) {
-            NAME(multiply_rows)(product, count, width > 1);
-            product.panels += width;
-            product.sums += 16 * width;
-        }
-        for (int64_t r = 0; r < count; r++) {
-            if (layer->gated)
-                NAME(join)(sums + r * 64, bias ? bias + panel * 16 : NULL, num_panels);
-            NAME(finish)(layer, sums + r * 64, residual, out, row + r,
-                         panel * 16 / (layer->gated ? 2 : 1),
-                         num_panels * 16 / (layer->gated ? 2 : 1));
-        }
-    }
-}
-
 /* What the threads of one call share. */
 struct NAME(linear_call) {
     const struct linear *layer;
     const ELEMENT *x, *residual;
     void *out;
     CELL *cells;
-    int64_t stride, num_rows, num_wide;
+    int64_t stride, num_rows, num_groups, num_wide, num_threads;
 };
+
+/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on.
+ *
+ * From two passes over the weights on arithmetic takes longer than memory. So the passes fetch the
+ * group that this thread will probably take next, as many lines of it in each step.
+ */
+static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, int64_t num_panels)
+{
+    const struct linear *layer = call->layer;
+    const int64_t stride = call->stride, num_rows = call->num_rows;
+    const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
+    const int64_t group = panel / 4, group_size = num_steps * step_size;
+    const int64_t first_column = panel * 16 / (layer->gated ? 2 : 1);
+    const int64_t num_columns = num_panels * 16 / (layer->gated ? 2 : 1);
+    const ELEMENT *weight = (const ELEMENT *)layer->weight + group * group_size;
+    const ELEMENT *bias = layer->bias;
+    const ELEMENT *panels[4];
+    for (int64_t p = 0; p < num_panels; p++)
+        panels[p] = weight + (panel % 4 + p) * panel_step;
+    int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t has_next = group + call->num_threads < call->num_groups;
+    int64_t lines_left = has_next && num_passes > 1 ? LINES : 0;
+    const char *ahead = (const char *)(weight + (lines_left ? call->num_threads * group_size : 0));
+    for (int64_t row = 0, count; row < num_rows; row += count, num_passes--) {
+        count = (num_rows - row + num_passes - 1) / num_passes;
+        float sums[MAX_ROWS * 64] = {0};
+        struct NAME(product) product = {
+            .rows = call->cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
+            .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
+            .num_ahead = (lines_left + num_passes - 1) / num_passes,
+        };
+        for (int64_t line = 0; line < product.num_ahead; line++, lines_left--)
+            product.ahead[line] = ahead + (LINES - lines_left) * num_steps * 64;
+        const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
+        for (int64_t p = 0; p < num_panels; p += width) {
+            NAME(multiply_rows)(product, count, width > 1);
+            product.panels += width;
+            product.sums += 16 * width;
+            product.num_ahead = 0;
+        }
+        for (int64_t r = 0; r < count; r++) {
+            if (layer->gated)
+                NAME(join)(sums + r * 64, bias ? bias + panel * 16 : NULL, num_panels);
+            NAME(finish)(layer, sums + r * 64, call->residual, call->out, row + r, first_column,
+                         num_columns);
+        }
+    }
+}
 
 static void NAME(prepare_item)(void *context, int64_t item, int thread)
 {
@@ -153,8 +166,8 @@ static void NAME(columns_item)(void *context, int64_t item, int thread)
     (void)thread;
     const struct NAME(linear_call) *call = context;
     const int64_t is_wide = item < call->num_wide;
-    NAME(columns)(call->layer, call->cells, call->stride, call->residual, call->out, call->num_rows,
-                  is_wide ? item * 4 : call->num_wide * 2 + item * 2, is_wide ? 4 : 2);
+    NAME(columns)(
+        call, is_wide ? item * 4 : call->num_wide * 2 + item * 2, is_wide ? 4 : 2);
 }
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].
@@ -170,10 +183,12 @@ void NAME(linear)(
     const int64_t in = layer->in_features, stride = (in + DEPTH - 1) / DEPTH * DEPTH;
     const int64_t num_columns = layer->gated ? 2 * layer->out_features : layer->out_features;
     const int64_t num_groups = (num_columns + 63) / 64;
-    const int64_t num_split = num_groups < pool->num_workers + 1 ? num_groups : pool->num_workers + 1;
+    const int64_t num_threads = pool->num_workers + 1;
+    const int64_t num_split = num_groups < num_threads ? num_groups : num_threads;
     struct NAME(linear_call) call = {
         .layer = layer, .x = x, .residual = residual, .out = out, .cells = scratch,
-        .stride = stride, .num_rows = num_rows, .num_wide = num_groups - num_split,
+        .stride = stride, .num_rows = num_rows, .num_groups = num_groups,
+        .num_wide = num_groups - num_split, .num_threads = num_threads,
     };
     if (sizeof(CELL) == sizeof(ELEMENT) && !layer->norm && in == stride)
         call.cells = (CELL *)x; /* as they are */

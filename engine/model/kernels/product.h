@@ -16,6 +16,9 @@ struct NAME(product) {
     int64_t step_size;            /* elements from one step of a panel to the next */
     float *sums;                  /* [rows][16 * panels] */
     int64_t sums_stride;
+    /* What is fetched into the cache meanwhile: in each step the next line of each. */
+    const char *ahead[LINES];
+    int64_t num_ahead;
 };
 
 /* num_rows and num_panels are constants where this is called, so that `sums` are registers. */
@@ -28,6 +31,7 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
         for (int v = 0; v < num_panels * PER_PANEL; v++)
             sums[row][v] = load_f32(p.sums + row * p.sums_stride + v * LANES);
     const CELL *rows = p.rows;
+    int64_t fetched = 0;
     for (int64_t part = 0; part < p.num_parts; part++) {
         const ELEMENT *panels[MAX_PANELS];
 #pragma GCC unroll 8
@@ -44,6 +48,9 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
 #pragma GCC unroll 8
             for (int panel = 0; panel < num_panels; panel++)
                 panels[panel] += p.step_size;
+            for (int64_t line = 0; line < p.num_ahead; line++)
+                __builtin_prefetch(p.ahead[line] + fetched, 0, 2);
+            fetched += 64;
             rows += DEPTH;
         }
     }
@@ -66,45 +73,42 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
 MULTIPLY(1)
 #if MAX_ROWS >= 3
 MULTIPLY(2)
-#endif
-#if MAX_ROWS == 3
 MULTIPLY(3)
-#elif MAX_ROWS == 6
+#endif
+#if MAX_ROWS >= 6
 MULTIPLY(4)
+MULTIPLY(5)
 MULTIPLY(6)
 #endif
 #undef MULTIPLY
 
-/* Any number of rows, of MAX_PANELS panels or of one: as many rows at a time as there are
- * registers for.
- */
+typedef void (*NAME(multiply_function))(const struct NAME(product) *);
+
+/* [wide][rows - 1] */
+static const NAME(multiply_function) NAME(multiply_functions)[2][MAX_ROWS] = {
+#if MAX_ROWS == 6
+    {NAME(multiply_narrow_1), NAME(multiply_narrow_2), NAME(multiply_narrow_3),
+     NAME(multiply_narrow_4), NAME(multiply_narrow_5), NAME(multiply_narrow_6)},
+    {NAME(multiply_wide_1), NAME(multiply_wide_2), NAME(multiply_wide_3),
+     NAME(multiply_wide_4), NAME(multiply_wide_5), NAME(multiply_wide_6)},
+#elif MAX_ROWS == 3
+    {NAME(multiply_narrow_1), NAME(multiply_narrow_2), NAME(multiply_narrow_3)},
+    {NAME(multiply_wide_1), NAME(multiply_wide_2), NAME(multiply_wide_3)},
+#else
+    {NAME(multiply_narrow_1)},
+    {NAME(multiply_wide_1)},
+#endif
+};
+
+/* Any number of rows, of MAX_PANELS panels or of one, in passes of about as many rows each. */
 static void NAME(multiply_rows)(struct NAME(product) p, int64_t num_rows, int wide)
 {
-    while (num_rows > 0) {
-        int done = 1;
-#if MAX_ROWS == 6
-        if (num_rows >= 6) {
-            done = 6;
-            wide ? NAME(multiply_wide_6)(&p) : NAME(multiply_narrow_6)(&p);
-        } else if (num_rows >= 4) {
-            done = 4;
-            wide ? NAME(multiply_wide_4)(&p) : NAME(multiply_narrow_4)(&p);
-        } else
-#elif MAX_ROWS == 3
-        if (num_rows >= 3) {
-            done = 3;
-            wide ? NAME(multiply_wide_3)(&p) : NAME(multiply_narrow_3)(&p);
-        } else
-#endif
-#if MAX_ROWS >= 3
-            if (num_rows >= 2) {
-            done = 2;
-            wide ? NAME(multiply_wide_2)(&p) : NAME(multiply_narrow_2)(&p);
-        } else
-#endif
-            wide ? NAME(multiply_wide_1)(&p) : NAME(multiply_narrow_1)(&p);
-        p.rows += done * p.stride;
-        p.sums += done * p.sums_stride;
-        num_rows -= done;
+    for (int64_t passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS; passes > 0; passes--) {
+        const int64_t count = (num_rows + passes - 1) / passes;
+        NAME(multiply_functions)[wide][count - 1](&p);
+        p.rows += count * p.stride;
+        p.sums += count * p.sums_stride;
+        p.num_ahead = 0;
+        num_rows -= count;
     }
 }

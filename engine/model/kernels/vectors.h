@@ -20,9 +20,12 @@
 #define LANES 4
 #endif
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512BF16__)
 #define DOT_BF16 1 /* has products of pairs of bfloat16, added to a float32 */
-#include <immintrin.h>
 #else
 #define DOT_BF16 0
 #endif
@@ -56,15 +59,20 @@ INLINE floats load_bf16(const bf16 *from)
     return (floats)(__builtin_convertvector(x, words) << 16);
 }
 
-/* Rounds to the nearest, ties to even; a NaN stays one. */
+/* Rounds to the nearest, ties to even; a NaN stays one. What is below 2^-126 may become 0. */
 INLINE void store_bf16(bf16 *to, floats x)
 {
+#if DOT_BF16
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
+    memcpy(to, &rounded, sizeof rounded);
+#else
     words bits = (words)x;
     bits += 0x7fff + ((bits >> 16) & 1);
     words nan = (words)(x != x);
     bits = (bits & ~nan) | (nan & 0x7fc00000u);
     halves rounded = __builtin_convertvector(bits >> 16, halves);
     memcpy(to, &rounded, sizeof rounded);
+#endif
 }
 
 INLINE float one_f32(const float *from) { return *from; }
@@ -101,7 +109,17 @@ INLINE floats blend(ints keep, floats x, floats y)
     return (floats)(((ints)x & keep) | ((ints)y & ~keep));
 }
 
-INLINE floats larger(floats x, floats y) { return blend(x > y, x, y); }
+/* x where it is larger, else y: NaN only if y is one. */
+INLINE floats larger(floats x, floats y)
+{
+#if defined(__AVX512F__)
+    return (floats)_mm512_max_ps((__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)x, (__m256)y);
+#else
+    return blend(x > y, x, y);
+#endif
+}
 
 INLINE floats swap(floats x, int distance)
 {
@@ -150,6 +168,36 @@ INLINE floats exponential(floats x)
     words power = (words)shifted << 23; /* the low bits of `shifted` are n */
     floats scaled = (floats)((words)p + power);
     return blend(x < -87.0f, ZERO, blend(x == x, scaled, x));
+}
+
+/* 2 to the x for x below 127, zero below -126 or -149, NaN for NaN; relative error below 2e-7.
+ *
+ * x = n + r with |r| <= 1/2; 2^r by its Taylor polynomial.
+ */
+INLINE floats power_of_two(floats x)
+{
+#if defined(__AVX512F__)
+    x = larger(broadcast(-200.0f), x);
+    const floats n = (floats)_mm512_roundscale_ps((__m512)x, 0);
+#else
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    const floats whole = x;
+    x = larger(broadcast(-126.0f), x);
+    const floats shifted = x + magic, n = shifted - magic;
+#endif
+    const floats r = x - n;
+    floats p = r * 1.54035304e-4f + 1.33335581e-3f;
+    p = p * r + 9.61812911e-3f;
+    p = p * r + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return (floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    const floats scaled = (floats)((words)p + ((words)shifted << 23)); /* low bits: n */
+    return blend(whole < -126.0f, ZERO, blend(whole == whole, scaled, whole));
+#endif
 }
 
 /* sum + row[0] * at[...] */

@@ -1,11 +1,14 @@
 """Sampling parameters through a whole engine core: log-probabilities, stops, penalties."""
 
+import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from engine.checkpoints.tiny import write_random_checkpoint
@@ -232,6 +235,37 @@ def test_token_ids_that_the_vocabulary_does_not_have_are_refused(core, parameter
     with pytest.raises(RequestRefused, match="must be between 0 and 319"):
         core.add_request("test", AddRequest(0, 0, [5], SamplingParams(1, **parameter)))
     assert core.num_requests == 0
+
+
+def test_what_is_no_number_ends_its_request_with_an_error_and_no_other(
+    directory, tmp_path, core, request
+):
+    """A model in which one token has an embedding of no numbers."""
+    poison = 300
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][poison] = math.nan
+    shutil.copy(directory / "config.json", tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    kernels = Kernels[request.node.callspec.params["core"]]
+    broken = make_core(make_settings(tmp_path, kernels=kernels), tmp_path)
+    clean, other = ([token for token in prompt_of(60, seed) if token != poison] for seed in (5, 6))
+    sampling = SamplingParams(20, seed=4, ignore_eos=True, logit_bias={poison: -100.0})
+    scored = SamplingParams(9, temperature=0.0, logprobs=2, prompt_logprobs=1)
+    [alone] = run(core, [(clean, sampling)])
+    for _ in range(2):  # the second time nothing of the first is found
+        first, second, third = run(
+            broken, [([*other, poison], scored), (clean, sampling), ([poison] * 40, sampling)]
+        )
+        assert tokens_of(second) == tokens_of(alone)
+        for failed in (first, third):
+            [output] = failed
+            assert output.finish_reason is FinishReason.error
+            assert not output.token_ids
+            assert not output.logprobs
+            assert not output.prompt_logprobs
+            assert "logits are not finite, computed in float32" in output.error
+            assert output.num_cached_tokens == 0
+    assert broken.num_requests == 0
 
 
 def test_the_runner_that_computes_nothing_tells_log_probabilities_too():

@@ -1,5 +1,8 @@
 """Who may use the API, and from which web pages."""
 
+import html
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +53,36 @@ def test_everything_else_is_behind_a_key(guarded: RunningFrontEnd, method: str, 
     assert response.headers["x-request-id"]
     with_key = guarded.http.request(method, path, headers=bearer("sk-two"))
     assert with_key.status_code != 401
+
+
+def test_the_description_says_who_asks_for_a_key(guarded: RunningFrontEnd, shared: RunningFrontEnd):
+    schema = guarded.http.get("/openapi.json", headers=bearer("sk-one")).json()
+    assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, methods in schema["paths"].items():
+        is_open = guarded.http.get(path).status_code != 401
+        for operation in methods.values():
+            assert operation.get("security") == (None if is_open else [{"key": []}]), path
+    plain = shared.http.get("/openapi.json").text
+    assert "security" not in plain
+
+
+def test_examples_send_a_key_where_it_is_asked_for(guarded: RunningFrontEnd):
+    page = html.unescape(guarded.http.get("/docs", headers=bearer("sk-one")).text)
+    assert "It asks for a key" in page
+    examples = re.findall("<pre>(curl .*?)</pre>", page, re.DOTALL)
+    with_key = [example for example in examples if "Bearer $KEY" in example]
+    assert len(examples) - len(with_key) == 2  # /health, /ready
+    for example in with_key:
+        _, url, *options = shlex.split(example.replace("\\\n", "").replace("$KEY", "sk-two"))
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        assert options[0] == "-H"
+        key = dict([options[1].split(": ")])
+        if "-d" in given:
+            headers = key | {"Content-Type": "application/json"}
+            answer = guarded.http.post(url, content=given["-d"], headers=headers)
+        else:
+            answer = guarded.http.get(url, headers=key)
+        assert answer.status_code == 200, example
 
 
 @pytest.mark.parametrize("key", ["sk-three", "sk-one2", "sk-on", "sk-one,sk-two"])

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.frontend.connection import MAX_HEAD_BYTES
 from engine.protocol import FinishReason
+from engine.sampling import TokenLogprobs
 from tests.engine.frontend.chat_request import BODY, CHAT, STREAM, error_of
 from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import DEADLINE_S
@@ -95,20 +97,89 @@ def test_what_is_no_http_is_answered_with_openais_error_body(shared: RunningFron
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /", b"a" * 1000),
+        (b"GET /health HTTP/1.1\r\nX: ", b"a" * 1000),
+        (b"GET /health HTTP/1.1\r\n", b"X: y\r\n" * 200),
+        (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode(), b"X: y\r\n" * 200),
+        (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1;".encode(), b"a" * 1000),
+    ],
+    ids=["path", "header", "headers", "trailers", "chunk"],
+)
+def test_what_comes_around_a_body_has_a_limit(shared: RunningFrontEnd, begin: bytes, more: bytes):
+    with connected(shared) as connection:
+        connection.sendall(begin)
+        with contextlib.suppress(ConnectionError):  # it has been told, and has not listened
+            for _ in range(1000):
+                connection.sendall(more)
+        with contextlib.suppress(ConnectionResetError):
+            assert b'"code":"head_too_large"' in rest_of(connection)
+    assert shared.http.get("/health").status_code == 200
+
+
+def test_a_head_that_is_too_large_is_told_so(shared: RunningFrontEnd):
+    with connected(shared) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES)
+        head, _, body = rest_of(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["error"]["code"] == "head_too_large"
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_body_in_small_chunks_is_read_whole(shared: RunningFrontEnd, size: int):
+    content = json.dumps(BODY | {"user": "x" * 200_000 * (size > 1)}).encode()
+    parts = (content[begin : begin + size] for begin in range(0, len(content), size))
+    headers = {"Content-Type": "application/json"}
+    assert shared.http.post(CHAT, content=parts, headers=headers).status_code == 200
+
+
+def test_requests_that_wait_on_one_connection_are_bounded(shared: RunningFrontEnd):
+    request = b"GET /health HTTP/1.1\r\n\r\n"
+    with connected(shared) as connection:
+        connection.sendall(request * 10)
+        received = b""
+        while received.count(b"HTTP/1.1 200 ") < 10:
+            received += connection.recv(65536)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(request * 10_000)
+            assert rest_of(connection).count(b"HTTP/1.1 200 ") <= 1
+    assert shared.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("more", [b"nonsense\r\n\r\n", b"GET /" + b"a" * (MAX_HEAD_BYTES + 1)])
+def test_what_cannot_be_read_is_not_answered_amid_another_answer(start: Start, more: bytes):
+    front_end = start()
+    front_end.wait_until_ready()
+    front_end.deployment.answer = None
+    with connected(front_end) as connection:
+        connection.sendall(request_of(STREAM))
+        rank, request = front_end.deployment.wait_for_request()
+        received = connection.recv(65536)
+        connection.sendall(more)
+        with contextlib.suppress(ConnectionResetError):
+            received += rest_of(connection)
+    assert received.count(b"HTTP/1.1 ") == 1
+    front_end.deployment.wait(lambda seen: (rank, request.request_id) in seen.aborted)
+
+
 def test_a_reader_that_is_too_slow_is_dropped_and_its_request_aborted(start: Start):
     front_end = start()
     front_end.wait_until_ready()
     deployment = front_end.deployment
     deployment.answer = None
     with connected(front_end, receive_buffer=4096) as connection:
-        connection.sendall(request_of(STREAM))
+        # with log-probabilities: a token is more than a kilobyte, and buffers hold megabytes
+        connection.sendall(request_of(STREAM | {"logprobs": True, "top_logprobs": 20}))
         rank, request = deployment.wait_for_request()
+        scores = [TokenLogprobs(-1.0, list(range(65, 85)), [-2.0] * 20)] * 500
         aborted: list[tuple[int, int]] = []
         deadline_s = time.monotonic() + DEADLINE_S
         while not aborted:  # until all buffers are full, and then some
             assert time.monotonic() < deadline_s
-            for _ in range(100):
-                deployment.output(rank, request.request_id, b"x" * 500)
+            for _ in range(5):
+                deployment.output(rank, request.request_id, b"x" * 500, logprobs=scores)
             front_end.http.get("/health")
             aborted = deployment.wait(lambda seen: [list(seen.aborted)])[0]
         # again where outputs were on their way

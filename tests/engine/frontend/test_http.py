@@ -143,7 +143,8 @@ def test_unknown_methods(shared: RunningFrontEnd):
 def test_bodies_that_cannot_be_read(shared: RunningFrontEnd, body: bytes, code: str):
     headers = {"content-type": "application/json"}
     response = shared.http.post(CHAT, content=body, headers=headers)
-    check_error(response, 400, code)
+    message = check_error(response, 400, code)
+    assert message.startswith(("The body ", "The text "))
 
 
 def refusal_of(front_end: RunningFrontEnd, head: str, content: bytes) -> str:
@@ -202,6 +203,19 @@ def test_the_log_names_the_request(shared: RunningFrontEnd, caplog: pytest.LogCa
     assert line.endswith(": stop")
 
 
+def test_the_log_says_what_was_refused(shared: RunningFrontEnd, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    for path, body in [(CHAT, HI | {"model": "a\nb"}), (CHAT, HI | {"n": 0}), ("/no%0Awhere", {})]:
+        shared.http.post(path, json=body, headers={"X-Request-Id": "mine"})
+    lines = [each.getMessage() for each in caplog.records if "mine" in each.getMessage()]
+    assert [line[:33] for line in lines] == [
+        "request mine: refused with 404: T",
+        "request mine: refused with 400: I",
+        "request mine: refused with 404: U",
+    ]
+    assert not any("\n" in line for line in lines)
+
+
 def test_a_defect_is_an_error_with_the_requests_id(
     model_directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -219,14 +233,18 @@ def test_a_defect_is_an_error_with_the_requests_id(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_defect_in_a_stream_ends_it_with_an_error(start: Start, monkeypatch: pytest.MonkeyPatch):
+def test_a_defect_in_a_stream_ends_it_with_an_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     front_end = start()
     front_end.wait_until_ready()
     monkeypatch.setattr("engine.frontend.answers.ChatWriter.delta", fail)
-    text = front_end.http.post(CHAT, json=HI | {"stream": True}).text
+    headers = {"X-Request-Id": "mine"}
+    text = front_end.http.post(CHAT, json=HI | {"stream": True}, headers=headers).text
+    assert "request mine failed" in caplog.text
     *_, error, done, rest = text.split("\n\n")
     assert error.startswith('data: {"error":{"message":"Internal error')
     assert (done, rest) == ("data: [DONE]", "")

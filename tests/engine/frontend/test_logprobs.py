@@ -18,7 +18,7 @@ from engine.checkpoints.tiny import END_TURN
 from engine.protocol import FinishReason
 from engine.sampling import TokenLogprobs
 from tests.engine.frontend.chat_request import BODY, CHAT
-from tests.engine.frontend.conftest import RunningFrontEnd
+from tests.engine.frontend.conftest import RunningFrontEnd, Start
 from tests.engine.frontend.fake_deployment import FakeDeployment
 
 TEXT = "/v1/completions"
@@ -146,6 +146,24 @@ def test_tokens_of_a_stop_string_are_not_told(say: Say):
     assert choice["logprobs"]["content"][0]["top_logprobs"] == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_thousands_of_tokens(say: Say, stream: bool):
+    step = {"tokens": b"x" * 3000, "logprobs": scores(3000, 120), "finish_reason": LENGTH}
+    body = {"model": "test", "prompt": "Hi", "logprobs": 1, "stream": stream}
+    answer = say(TEXT, body, step)
+    told = [json.loads(event) for event in events(answer.text)] if stream else [answer.json()]
+    assert "".join(each["choices"][0]["text"] for each in told) == "x" * 3000
+    assert len(told[0]["choices"][0]["logprobs"]["top_logprobs"]) == 3000
+
+
+def test_an_answer_that_would_repeat_too_many_scores_is_refused(shared: RunningFrontEnd):
+    options: Any = {"model": "test", "prompt": ["x" * 500] * 8, "n": 128, "echo": True}
+    with pytest.raises(openai.BadRequestError, match="smaller 'n' or 'logprobs'") as caught:
+        shared.openai.completions.create(**options, logprobs=1)
+    assert caught.value.code == "too_many_logprobs"
+    assert len(shared.openai.completions.create(**options, max_tokens=1).choices) == 1024
+
+
 def test_impossible_tokens(say: Say):
     step = {"tokens": b"a", "logprobs": [TokenLogprobs(-math.inf)], "finish_reason": LENGTH}
     answer = say(CHAT, BODY | {"logprobs": True}, step)
@@ -199,6 +217,36 @@ def test_a_prompt_alone_is_repeated(shared: RunningFrontEnd):
     ids = [256, 72, 105]  # a special token that the client sent is part of the text
     echoed = shared.openai.completions.create(model="test", prompt=ids, echo=True)
     assert echoed.choices[0].text == "<|endoftext|>HiHello world"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_is_scored_without_an_answer(start: Start, n: int):
+    front_end = start(dp=1)
+    front_end.wait_until_ready()
+    api = front_end.openai.completions
+    options: Any = {"model": "test", "prompt": "Hi", "max_tokens": 0, "n": n}
+    answer = api.create(**options, echo=True)
+    assert [choice.text for choice in answer.choices] == ["Hi"] * n
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 0)
+    _, request = front_end.deployment.wait_for_request()
+    assert request.sampling.max_tokens == 1  # the engine cannot do with less
+    front_end.deployment.answer = None
+    stream = api.create(**options, echo=True, logprobs=0, stream=True)
+    for number in range(n, 2 * n):
+        rank, request = front_end.deployment.wait_for_request(number)
+        told: Any = {"logprobs": scores(1), "prompt_logprobs": scores(1 if number == n else 0)}
+        front_end.deployment.output(rank, request.request_id, b"x", LENGTH, **told)
+    chunks = list(stream)
+    for index in range(n):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        assert "".join(choice.text for choice in own) == "Hi"
+        logprobs = [choice.logprobs for choice in own if choice.logprobs is not None]
+        assert [each.token_logprobs for each in logprobs] == [[None, -1]]
+        assert own[-1].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="only allowed with 'echo'"):
+        api.create(**options)
 
 
 @pytest.mark.parametrize("prompt", [[2**70], [72, 260], ""])

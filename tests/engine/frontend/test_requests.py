@@ -120,7 +120,7 @@ def test_messages(message, rendered):
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             "messages[0].content[0].image_url",
-            "unknown_parameter",
+            "unsupported_parameter",
         ),
         (
             [{"role": "user", "content": [{"type": "input_text", "text": ""}]}],

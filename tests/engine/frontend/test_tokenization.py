@@ -37,6 +37,8 @@ def test_there_and_back(shared: RunningFrontEnd):
     text = "Grüße, 世界 🙂 <|im_end|>"
     tokens = shared.http.post("/tokenize", json={"prompt": text}).json()["tokens"]
     assert shared.http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": text}
+    assert shared.http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
+    assert shared.http.post("/detokenize", json={"tokens": []}).json() == {"prompt": ""}
     long = tokens * 2000
     assert shared.http.post("/detokenize", json={"tokens": long}).json()["prompt"] == text * 2000
 

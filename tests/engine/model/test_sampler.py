@@ -121,10 +121,10 @@ def mixed_rows() -> list[Row]:
 def test_a_rows_outcome_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(sampler):
     logits = torch.randn((42, 1000), generator=torch.Generator().manual_seed(0)) * 3
     rows = mixed_rows()
-    tokens, logprobs = sample(logits.clone(), rows, sampler)
+    tokens, logprobs, _ = sample(logits.clone(), rows, sampler)
     backwards = sample(logits.flip(0), rows[::-1], sampler)
     for index, row in enumerate(rows):
-        [token], alone = sample(logits[index : index + 1].clone(), [row], sampler)
+        [token], alone, _ = sample(logits[index : index + 1].clone(), [row], sampler)
         assert token == tokens[index] == backwards[0][41 - index]
         assert alone.get(0) == logprobs.get(index) == backwards[1].get(41 - index)
 
@@ -201,7 +201,7 @@ def test_parameters_that_change_no_logits_cost_nothing():
 
 def test_log_probabilities_are_the_models_own(sampler):
     params = SamplingParams(1, temperature=0.0, logprobs=2, logit_bias={3: 100.0})
-    [token], logprobs = sample(
+    [token], logprobs, _ = sample(
         LOGITS[None].clone(), [Row(params, 0, edits_of(params, [], []))], sampler
     )
     expected = torch.log_softmax(LOGITS, dim=-1)
@@ -209,6 +209,20 @@ def test_log_probabilities_are_the_models_own(sampler):
     assert logprobs[0].logprob == pytest.approx(float(expected[3]), abs=1e-6)
     assert logprobs[0].top_ids == [4, 0]
     assert logprobs[0].top_logprobs == pytest.approx(expected[[4, 0]].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
+def test_rows_without_finite_logits_have_failed(sampler, what: float, temperature: float):
+    logits = LOGITS.repeat(4, 1)
+    logits[1], logits[3] = what, what
+    params = SamplingParams(4, temperature=temperature, logprobs=1)
+    edits = edits_of(SamplingParams(1, logit_bias={3: 5.0}, min_tokens=4), [], [1])
+    sampled = sample(logits, [Row(params, i, edits if i > 1 else None) for i in range(4)], sampler)
+    assert sampled.failed == [1, 3]
+    assert all(0 <= token < len(LOGITS) for token in sampled.token_ids)
+    expected = sample(LOGITS[None].clone(), [Row(params, 0)], sampler)
+    assert sampled.token_ids[0] == expected.token_ids[0]
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**20))
@@ -220,3 +234,13 @@ def test_noise_is_even():
     values = torch.tensor([uniform(seed, index) for seed in range(100) for index in range(100)])
     counts = torch.histc(values, 20, 0, 1)
     assert float(((counts - 500) ** 2 / 500).sum()) < 43.8  # 19 degrees, p = 0.001
+
+
+@pytest.mark.parametrize("neighbour", [(1, 0), (0, 1), (1, 1), (1, -1)])
+def test_noise_says_nothing_of_that_of_the_next_seed_or_output(neighbour: tuple[int, int]):
+    counts = torch.zeros(10, 10)
+    for seed in range(100):
+        for index in range(1, 101):
+            own, other = uniform(seed, index), uniform(seed + neighbour[0], index + neighbour[1])
+            counts[int(own * 10), int(other * 10)] += 1
+    assert float(((counts - 100) ** 2 / 100).sum()) < 148.2  # 99 degrees, p = 0.001

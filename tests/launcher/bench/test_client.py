@@ -6,6 +6,7 @@ from array import array
 
 import pytest
 
+from launcher.bench import content
 from launcher.bench.client import Driver
 from launcher.bench.messages import Job, Outcome, Piece, Session, Target, Turn
 from launcher.bench.server import Server
@@ -81,6 +82,26 @@ async def test_sessions_by_the_clock_start_when_they_should():
     starts = sorted(record.start_s for record in outcome.records)
     assert starts[1] - starts[0] >= 0.09
     assert starts[2] - starts[0] >= 0.19
+
+
+async def test_a_client_that_is_late_counts_from_when_it_should_have_asked(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    make = content.token_ids
+
+    def make_slowly(pieces, *of):
+        if pieces[0].key.startswith("0/"):
+            time.sleep(0.3)  # the event loop stands still
+        return make(pieces, *of)
+
+    monkeypatch.setattr(content, "token_ids", make_slowly)
+    sessions = [Session(each.turns, 0.05 * i) for i, each in enumerate(sessions_of(3))]
+    with fake_server(fakes.whole) as server:
+        outcome = await drive(target_at(server.url), sessions, concurrency=None)
+    starts = sorted(record.start_s for record in outcome.records)
+    assert starts[2] - starts[0] == pytest.approx(0.1, abs=0.02)
+    assert all((record.first_s or 0) - record.start_s > 0.15 for record in outcome.records)
+    assert len([lag for lag in outcome.lags_s if lag > 0.15]) >= 3
 
 
 @pytest.mark.parametrize(

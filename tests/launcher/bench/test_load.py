@@ -62,12 +62,21 @@ def test_arrivals_are_a_poisson_process():
     options = BenchOptions(rate=[5.0], num_sessions=4000)
     (stage,) = make_stages(options)
     starts = [session.start_s for session in stage.sessions]
+    assert len(starts) == 4000
     gaps = [later - before for before, later in zip(starts, starts[1:], strict=False)]
     assert starts[0] == 0
     assert starts == sorted(starts)
     assert statistics.fmean(gaps) == pytest.approx(0.2, rel=0.1)
     # Of an exponential distribution the standard deviation is the mean.
     assert statistics.stdev(gaps) == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_arrivals_are_of_the_rate_too(seed: int):
+    (stage,) = make_stages(BenchOptions(rate=[2.0], num_sessions=200, seed=seed))
+    assert stage.sessions[-1].start_s == pytest.approx(99.5, rel=0.05)
+    (stage,) = make_stages(BenchOptions(rate=[2.0], num_sessions=1, seed=seed))
+    assert [session.start_s for session in stage.sessions] == [0.0]
 
 
 def test_sessions_share_one_of_several_prefixes_within_a_stage():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.bench.measure import (
+    hints_on,
     percentile,
     problems_of,
     skew,
@@ -18,6 +19,9 @@ from launcher.bench.measure import (
 )
 from launcher.bench.messages import Outcome, Record
 from launcher.bench.options import SloOptions
+from launcher.bench.table import tables
+from launcher.show import rendered
+from tests.launcher.sweep.sample_sweeps import results
 
 
 def record(
@@ -68,7 +72,26 @@ def test_figures_of_a_stage():
     assert stage.e2e_ms is not None
     assert stage.e2e_ms.max == pytest.approx(141)
     assert stage.goodput_req_s is None
+    assert stage.mean_in_flight == pytest.approx((0.141 + 0.141 + 0.101) / 1.96)
     assert problems_of(stage) == warnings_of(stage) == []
+
+
+def test_answers_in_one_piece_tell_nothing_of_the_time_per_token():
+    whole = record(first_s=0.9, last_s=0.9, end_s=1.2, gaps=b"")
+    stage = stage_result("s", [outcome(record(), whole)], SloOptions())
+    assert stage.tpot_ms is not None
+    assert stage.tpot_ms.mean == pytest.approx(10)
+    assert warnings_of(stage) == []
+    stage = stage_result("s", [outcome(whole, whole)], SloOptions())
+    assert stage.tpot_ms is None
+    assert "in one piece" in warnings_of(stage)[0]
+
+
+def test_a_stage_of_less_than_a_second_says_so():
+    stage = stage_result("s", [outcome(record())], SloOptions())
+    assert warnings_of(stage) == [
+        "s: measured for less than a second, which says little: bench.num_sessions=... with more"
+    ]
 
 
 def test_goodput_counts_the_requests_within_all_limits():
@@ -102,18 +125,42 @@ def test_a_stage_without_tokens_is_invalid():
     assert stage_result("s", [], SloOptions()).output_tok_s == 0
 
 
-@pytest.mark.parametrize("sign", [{"cpu_share": 0.9}, {"lags_s": [0.03] * 9}])
-def test_a_client_that_is_the_bottleneck_says_so(sign):
+def test_the_table_tells_what_failed_from_what_was_not_sent():
+    failed = record(cause="HTTP 503")
+    gone = stage_result("s", [outcome(record(), failed, num_not_sent=70)], SloOptions())
+    shown = " ".join(rendered(next(tables(results([gone])))).split())
+    assert "requests failed not sent in flight" in shown
+    assert "s 2 1 70 " in shown
+    whole = stage_result("s", [outcome(record())], SloOptions())
+    assert "not sent" not in rendered(next(tables(results([whole]))))
+
+
+@pytest.mark.parametrize(
+    ("sign", "helps"),
+    [
+        ({"cpu_share": 0.9}, "bench.clients=3, or more free CPUs"),
+        ({"cpu_share": 0.5, "lags_s": [0.03] * 9}, "bench.clients=3, or more free CPUs"),
+        ({"lags_s": [0.03] * 9}, "it waited for a CPU"),
+    ],
+)
+def test_a_client_that_is_the_bottleneck_says_so(sign, helps: str):
     stage = stage_result("s", [outcome(record()), outcome(record(), **sign)], SloOptions())
     assert stage.client.is_bottleneck
-    (line,) = warnings_of(stage)
-    assert "bench.clients=3" in line
+    assert helps in warnings_of(stage)[0]
 
 
 def test_tokens_that_the_server_does_not_count_are_a_warning():
     stage = stage_result("s", [outcome(record(is_counted=False))], SloOptions())
     assert stage.tokens_counted_by == "parts"
-    assert "usage" in warnings_of(stage)[0]
+    assert "usage" in warnings_of(stage)[-1]
+
+
+def test_what_may_help_with_failures_is_told():
+    stage = stage_result(
+        "s", [outcome(record(), record(cause="answer of another length"))], SloOptions()
+    )
+    assert hints_on([stage]) == ["bench.ignore_eos=false, where answers end as they want to"]
+    assert hints_on([stage_result("s", [outcome(record())], SloOptions())]) == []
 
 
 def test_skew_is_the_most_against_the_mean():

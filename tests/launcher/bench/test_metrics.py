@@ -31,8 +31,22 @@ def test_what_ranks_did_between_two_scrapes(server: dict[str, str]):
     assert rank_skew(ranks) == 2
 
 
+def test_a_rank_that_was_started_again_counts_from_0():
+    before = parse_metrics(PAGE.format(**FLOTILLA, prompt=50, output=100, queries=100, hits=90))
+    after = parse_metrics(PAGE.format(**FLOTILLA, prompt=20, output=40, queries=40, hits=10))
+    assert prefix_hit_rate(before, after) == 0.25
+    first = rank_tokens(before, after)[0]
+    assert (first.num_prompt_tokens, first.num_output_tokens) == (20, 40)
+
+
+def test_a_page_before_the_first_report_is_told_from_one_of_another_server():
+    early = parse_metrics('flotilla:http_requests_in_flight{frontend="frontend-0"} 0\n')
+    assert (early.has_ranks, early.total("generation_tokens_total")) == (True, None)
+
+
 def test_a_page_without_them_says_nothing():
     empty = parse_metrics("python_info 1\n")
+    assert not empty.has_ranks
     assert empty.total("generation_tokens_total") is None
     assert prefix_hit_rate(empty, empty) is None
     assert rank_tokens(empty, empty) == []

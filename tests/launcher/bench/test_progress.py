@@ -17,6 +17,8 @@ def test_before_the_first_answer_nothing_is_foretold():
 def test_sessions_by_the_clock_take_as_long_as_their_arrivals():
     ticker = Ticker("s", 64, last_start_s=30)
     assert ticker.line(Progress(2, 0, 20), 10).endswith("ETA 20 s")
+    # The last one has come, and there is a queue.
+    assert ticker.line(Progress(16, 0, 20), 40).endswith("ETA 120 s")
 
 
 def test_a_pipe_gets_a_line_only_now_and_then(capsys):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 
 from engine.config import Role
 from engine.protocol import Member, Phase, ProcessState
-from launcher.bench.directory import ResultsDirectory
+from launcher.bench import resources
+from launcher.bench.directory import NotWritten, ResultsDirectory
 from launcher.bench.environment import git_commit, read_environment
 from launcher.bench.resources import Usage, local_processes, process_tree
 from launcher.bench.server import Server
 from launcher.errors import Refused
+from tests.launcher.sweep import sample_sweeps
 
 
 def test_memory_and_cpu_of_processes_are_measured():
@@ -29,13 +32,35 @@ def test_memory_and_cpu_of_processes_are_measured():
     assert use.pss_bytes > 2**20
 
 
-def test_a_process_that_ends_meanwhile_is_no_error():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+def test_of_a_process_that_ends_meanwhile_remains_what_was_seen_last(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(resources, "_SAMPLE_S", 0.01)
+    work = "t = __import__('time')\nwhile t.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{work}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
     usage = Usage(process_tree(child.pid))
     usage.start()
+    child.stdin.write(b"\n")
+    child.stdin.flush()
+    assert child.stdout.readline()
+    seen = threading.Event()
+    look = usage._look_at_cpus
+
+    def look_and_tell() -> None:
+        look()
+        seen.set()
+
+    monkeypatch.setattr(usage, "_look_at_cpus", look_and_tell)
+    assert seen.wait(30)
     child.communicate(b"\n", timeout=30)
     usage.stop()
-    assert usage.of(1.0)[0].cpu_s >= 0
+    (use,) = usage.of(2.0)
+    assert use.cpu_s >= 0.1
+    assert use.pss_bytes > 2**20
 
 
 def test_only_processes_of_this_machine_are_taken():
@@ -89,6 +114,23 @@ def test_a_benchmark_has_a_directory_of_its_own_that_goes_without_results(
     assert directory.results.parent.is_dir()
     directory.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_gone_when_there_are_results_is_made_again(tmp_path: Path):
+    directory = ResultsDirectory(tmp_path / "new" / "results")
+    directory.remove()
+    assert not (tmp_path / "new").exists()
+    directory.write(sample_sweeps.results([]))
+    assert directory.results.exists()
+
+
+def test_results_that_cannot_be_written_are_an_error_that_says_so(tmp_path: Path):
+    directory = ResultsDirectory(tmp_path / "results")
+    directory.results.with_suffix(".partial").mkdir()
+    with pytest.raises(NotWritten, match=r"cannot be written: .*results.json \(Is a dir") as caught:
+        directory.write(sample_sweeps.results([]))
+    assert caught.value.exit_code == 1
+    assert "bench.dir=DIR" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from launcher.bench.results import Environment
 from launcher.compare.judge import Comparison, Verdict, compare_runs
 from launcher.compare.runs import Run
+from launcher.compare.table import comparison_lines
 from launcher.sweep.rows import Outcome, Row
 from launcher.sweep.variants import variants_of
 from tests.launcher.sweep.sample_sweeps import ENVIRONMENT, grid, row, stage
@@ -63,12 +64,17 @@ def test_the_tolerance_can_be_none_at_all():
     assert verdict(repeated(1.0), repeated(1.0), tolerance=0.0) is Verdict.same
 
 
-def test_a_difference_within_the_spread_is_none():
+def test_a_difference_within_the_spread_is_unclear():
     result = compared(repeated(0.8, 1.0, 1.2), repeated(0.75, 0.85, 0.9))
-    assert [each.verdict for each in result.differences] == [Verdict.same]
+    assert [each.verdict for each in result.differences] == [Verdict.unclear]
     assert result.differences[0].exceeds_spread is False
     assert not result.is_worse
     assert result.notes == []
+    assert list(comparison_lines(result))[-2:] == [
+        "unclear: 1 of 1 figure differs by more than 5%, but within the spread:"
+        " bench.repeat=... with more tells more",
+        "the second is not worse: no figure by more than 5% and beyond the spread",
+    ]
 
 
 def test_a_difference_beyond_tolerance_and_spread_is_one():
@@ -83,7 +89,8 @@ def test_a_difference_beyond_the_spread_alone_is_none():
 
 
 def test_the_spread_of_one_side_counts_too():
-    assert verdict(repeated(0.7, 1.0, 1.3), repeated(0.8)) is Verdict.same
+    assert verdict(repeated(0.7, 1.0, 1.3), repeated(0.8)) is Verdict.unclear
+    assert verdict(repeated(0.7, 1.0, 1.3), repeated(0.97)) is Verdict.same
     assert verdict(repeated(0.98, 1.0, 1.02), repeated(0.8)) is Verdict.worse
 
 
@@ -169,3 +176,22 @@ def test_other_machines_code_and_overrides_are_told():
     assert "another version of torch: 2.13.0+cpu, then 3.0" in notes
     assert "another model: tiny, then dummy" in notes
     assert not any("name" in note or "bench.dir" in note for note in notes)
+
+
+def test_figures_of_a_client_that_may_be_the_bottleneck_are_noted():
+    bound = stage(4)
+    bound = msgspec.structs.replace(
+        bound, client=msgspec.structs.replace(bound.client, is_bottleneck=True)
+    )
+    notes = compared(repeated(1.0), run_of([row({}, [stage(4), bound])])).notes
+    assert "the client may be the bottleneck in 1 of 2 stages of the second" in notes
+    assert not any("the first" in note and "client" in note for note in notes)
+
+
+def test_memory_that_is_not_known_of_all_processes_is_no_figure():
+    one = stage(4)
+    hidden = msgspec.structs.replace(one.processes[0], pss_bytes=0)
+    one = msgspec.structs.replace(one, processes=[hidden, *one.processes[1:]])
+    result = compared(repeated(1.0), run_of([row({}, [one])]), "pss_mib", "output_tok_s")
+    assert [each.metric for each in result.differences] == ["output_tok_s"]
+    assert "pss_mib is measured by the first alone" in result.notes

@@ -44,13 +44,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def forked_processes() -> list[psutil.Process]:
-    return [child for server in psutil.Process().children() for child in server.children()]
-
-
-async def until_forked(num: int) -> list[psutil.Process]:
-    await until(lambda: len(forked_processes()) == num)
-    return forked_processes()
+async def until_forked(process: ForkedProcess) -> psutil.Process:
+    await until(lambda: process.pid is not None)
+    return psutil.Process(process.pid)
 
 
 def run(test: Coroutine[None, None, None]) -> None:
@@ -71,9 +67,8 @@ def test_it_says_which_signal_ended_a_process(tmp_path: Path):
     async def test() -> None:
         async with server_in(tmp_path) as server:
             processes = [await forked(server, tmp_path / "log") for _ in range(3)]
-            for child in await until_forked(3):
-                child.send_signal(signal.SIGABRT)
             for process, ours in processes:
+                (await until_forked(process)).send_signal(signal.SIGABRT)
                 assert await process.wait() == -signal.SIGABRT
                 os.close(ours)
 
@@ -95,13 +90,13 @@ def test_what_is_forked_survives_the_server_and_another_is_started(tmp_path: Pat
     async def test() -> None:
         async with server_in(tmp_path) as server:
             process, ours = await forked(server, tmp_path / "log")
-            (child,) = await until_forked(1)
+            child = await until_forked(process)
             parent = child.parent()
             assert parent is not None
             parent.kill()
             await until(lambda: child.ppid() != parent.pid)
             later, later_ours = await forked(server, tmp_path / "log")
-            await until_forked(1)
+            await until_forked(later)
             assert child.is_running()
             os.close(ours)
             assert "nobody knows how" in str(await process.wait())
@@ -112,13 +107,15 @@ def test_what_is_forked_survives_the_server_and_another_is_started(tmp_path: Pat
 
 
 def test_what_is_not_forked_when_the_server_ends_never_is(tmp_path: Path):
+    before = psutil.Process().children()
+
     async def test() -> None:
         async with server_in(tmp_path) as server:
             process, ours = await forked(server, tmp_path / "log")
             await server.stop()
             assert "before it was forked" in str(await process.wait())
             os.close(ours)
-        assert psutil.Process().children() == []
+        assert set(psutil.Process().children()) <= set(before)
 
     run(test())
 
@@ -126,8 +123,8 @@ def test_what_is_not_forked_when_the_server_ends_never_is(tmp_path: Path):
 def test_it_forks_from_a_single_thread_that_has_imported_torch(tmp_path: Path):
     async def test() -> None:
         async with server_in(tmp_path, *WITH_TORCH) as server:
-            _, ours = await forked(server, tmp_path / "log")
-            (child,) = await until_forked(1)
+            process, ours = await forked(server, tmp_path / "log")
+            child = await until_forked(process)
             assert child.num_threads() == 1
             assert any("libtorch" in each.path for each in child.memory_maps())
             os.close(ours)
@@ -155,7 +152,7 @@ def test_processes_import_for_themselves_where_the_server_cannot(
     async def test() -> None:
         async with server_in(tmp_path, "unusual") as server:
             process, ours = await forked(server, tmp_path / "log")
-            (child,) = await until_forked(1)
+            child = await until_forked(process)
             await until(lambda: "engine.entrypoint" in child.cmdline())
             os.close(ours)
             assert await process.wait() == 1

@@ -103,6 +103,19 @@ def test_another_plan_is_told(deployment: Deployment):
     assert "invalid_rank" in said["unstreamed, frontend-0, rank 2"]
 
 
+def test_a_rank_that_has_answered_before_the_client_leaves_is_told(deployment: Deployment):
+    settings = deployment.plan.settings
+    room_for_one = len(deployment.reference.prompt_token_ids) + 1
+    plan = msgspec.structs.replace(
+        deployment.plan, settings=replace(settings, max_model_len=room_for_one)
+    )
+    assert failures(replace(deployment, plan=plan)) == {
+        f"aborted, frontend-0, rank {rank}": "expected the request of a client that left aborted, "
+        f"seen 5 answered whole: profile.max_model_len ({room_for_one}) may be too small"
+        for rank in (0, 1)
+    }
+
+
 def test_a_front_end_that_is_gone_is_one_failure(deployment: Deployment):
     assert failures(replace(deployment, socket="/nowhere")) == {
         "ready, frontend-0": "GET /ready: nobody listens any more"
