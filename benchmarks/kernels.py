@@ -15,7 +15,6 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ import engine.model.kernels
 from engine.model.kernels.binding import Library, Team
 from engine.model.kernels.build import PATHS
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packing import pack
 from engine.model.linear import PackedLinear, can_pack
 from engine.model.operators import Linear, Norm
 
@@ -101,7 +101,12 @@ def main() -> None:
         num = -(-COLD_BYTES // size)
         ours: list[Linear] = [
             NativeLinear(
-                library, team, weights[i % 2], norm=norm, gated=gated, float32_out=name == "head"
+                library,
+                team,
+                pack(weights[i % 2], library.depth, gated),
+                norm=norm,
+                gated=gated,
+                float32_out=name == "head",
             )
             for i in range(num)
         ]
