@@ -68,19 +68,23 @@ def remove_stale(kind: str, is_current: Callable[[Path], bool]) -> None:
     """Removes what nobody is going to use of one part of the cache, and nobody makes right now.
 
     Args:
-        kind: Part of the cache.
-        is_current: Told a directory, which may not be there.
+        kind: Part of the cache; its keys have no dot.
+        is_current: Takes a directory, which may not be there.
     """
-    for lock in (_cache_root() / kind).glob("*.lock"):
-        directory = lock.with_suffix("")
-        if is_current(directory):
+    root = _cache_root() / kind
+    # A directory, its lock, and what killed builds of it have left: `key`, `key.lock`, `.key.*`.
+    for key in {path.name.removeprefix(".").partition(".")[0] for path in root.iterdir()}:
+        if is_current(root / key):
             continue
-        with contextlib.suppress(OSError), lock.open("rb") as held:
-            if not _try_lock(held.fileno()):
-                continue
-            for path in (directory, *lock.parent.glob(f".{directory.name}.*")):
-                shutil.rmtree(path, ignore_errors=True)
-            lock.unlink()
+        with contextlib.suppress(OSError):
+            fd = os.open(root / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                if _try_lock(fd):
+                    for path in (root / key, *root.glob(f".{key}.*")):
+                        shutil.rmtree(path, ignore_errors=True)
+                    (root / f"{key}.lock").unlink()
+            finally:
+                os.close(fd)
 
 
 def _cache_root() -> Path:

@@ -80,7 +80,7 @@ static void NAME(add_segment)(
     for (int64_t p = 0; p < num_panels; p++) {
         const int64_t at = begin / DEPTH_INT8 * GROUP_STEP + p * PANEL_STEP;
         panels[p] = weight + at;
-        wide_panels[p] = wide + at;
+        wide_panels[p] = wide ? wide + at : NULL;
     }
     for (int64_t p = 0; p < num_panels; p += width) {
         const struct product_int8 narrow = {
@@ -140,8 +140,9 @@ static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].
  *
- * scratch: a group's weights of 16 bits for each thread; for each row its scales, one for each SEGMENT of
- * in_features or part of one, and its cells of 16 bits, in_features rounded up to DEPTH_INT8.
+ * scratch: a group's weights of 16 bits for each thread; for each row its scales, one for each
+ * SEGMENT of in_features or part of one, and its cells of 16 bits, in_features rounded up to
+ * DEPTH_INT8.
  */
 void NAME(linear_int8)(
     const struct linear *layer, const void *x, const void *residual, void *out, void *scratch,

@@ -1,5 +1,6 @@
 """Weights that are packed once, in a file of the cache that processes share."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -68,7 +69,7 @@ def load(directory: Path, form: Form = FORM) -> PackedWeights:
 
 
 def packed(cache: Path) -> list[Path]:
-    return [path for path in cache.iterdir() if path.is_dir()]
+    return [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
 
 
 def start_rank(directory: Path) -> "subprocess.Popen[str]":
@@ -164,6 +165,20 @@ def test_a_checkpoint_edited_in_place_is_packed_anew_and_the_old_one_removed(cac
     assert old not in packed(cache)
     assert len(packed(cache)) == 1
     assert len(list(cache.glob("*.lock"))) == 1
+
+
+def test_what_a_killed_build_has_left_is_removed_by_the_next_one(cache, directory):
+    left = cache / ".0123.abcd" / "new"
+    left.mkdir(parents=True)
+    (left / "weights.safetensors").write_bytes(b"half of it")
+    (cache / "0123.lock").touch()
+    with (cache / "4567.lock").open("w") as lock:  # somebody is at it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (cache / ".4567.abcd").mkdir()
+        load(directory)
+    [made] = packed(cache)
+    names = {path.name for path in cache.iterdir()}
+    assert names == {made.name, f"{made.name}.lock", "4567.lock", ".4567.abcd"}
 
 
 def test_forms_of_one_checkpoint_are_kept_side_by_side(cache, directory):
