@@ -1,6 +1,6 @@
 """Times of an engine core's steps, without sockets: how long a prefill and a decode step take.
 
-    PYTHONPATH=. python benchmarks/engine_steps.py DIR [--dtype bfloat16] [--batches 1,4,16,64]
+    PYTHONPATH=. python benchmarks/engine_steps.py DIR [--dtype bfloat16] [--quantization int8]
 
 DIR is a Hugging Face directory. Each batch size is so many requests that arrive at once with random
 prompts. Prints one JSON object per batch size; times are in milliseconds, the
@@ -14,7 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-from engine.config import Device, DType
+from engine.config import Device, DType, Quantization
 from engine.core.engine_core import EngineCore
 from engine.model.torch_runner import TorchRunner
 from engine.protocol import AddRequest
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quantization", choices=("none", "int8"), default="none")
     parser.add_argument("--batches", default="1,4,16,64", help="requests at once, by commas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--input-len", type=int, default=128)
@@ -44,6 +45,7 @@ def _make_core(args: argparse.Namespace) -> EngineCore:
         args.directory,
         dtype=DType(args.dtype),
         device=Device(args.device),
+        quantization=Quantization(args.quantization),
         max_model_len=args.input_len + args.output_len,
         max_num_seqs=1024,
         max_num_batched_tokens=2048,

@@ -27,6 +27,7 @@ import engine.model.kernels
 from engine.model.kernels.binding import Library, Team
 from engine.model.kernels.build import InstructionPath, usable_paths
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packing import pack
 from engine.model.linear import PackedLinear, can_pack
 from engine.model.operators import Linear, Norm
 
@@ -56,7 +57,11 @@ class Product(NamedTuple):
         norm = Norm(torch.ones(self.in_features, dtype=dtype), 1e-5) if self.is_normed else None
         copies = range(-(-COLD_BYTES // weight.nbytes))
         ours = [
-            NativeLinear(library, team, weight, None, norm, self.is_gated, self.float32_out)
+            NativeLinear(
+                *(library, team, pack(weight, library.depth, self.is_gated), None, norm),
+                gated=self.is_gated,
+                float32_out=self.float32_out,
+            )
             for _ in copies
         ]
         if not can_pack(torch.device("cpu"), dtype):

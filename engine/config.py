@@ -55,6 +55,13 @@ class Kernels(Enum):
     torch = "torch"
 
 
+class Quantization(Enum):
+    """What weights are rounded to."""
+
+    none = "none"
+    int8 = "int8"
+
+
 def may_be_native(kernels: Kernels, device: Device, dtype: DType) -> bool:
     """Whether C kernels compute the model, if they can be built. Everything is decided but that."""
     return kernels is not Kernels.torch and device is Device.cpu and dtype is not DType.float16
@@ -111,6 +118,9 @@ class EngineOptions:
     kernels: Kernels = Kernels.auto
     """Operators on a CPU. native: C kernels, built with the machine's C compiler at first use;
     torch: torch's own, slower; auto: native if they can be built."""
+    quantization: Quantization = Quantization.none
+    """int8: weights of the linear layers are rounded to 8 bits, with a scale for each output; by
+    the C kernels alone."""
     threads: int | None = option(None, ge=1, le=1024)
     """CPU threads per worker; null: an even share of the node's CPUs."""
     seed: int | None = option(None, ge=0)
@@ -279,6 +289,7 @@ class Settings:
     dtype: DType
     device: Device
     kernels: Kernels
+    quantization: Quantization
     seed: int | None
     max_model_len: int
     max_num_seqs: int

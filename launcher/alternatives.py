@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from engine.config import Device, DType
+from engine.config import Device, DType, Quantization
 from engine.model.facts import ModelFacts
 from launcher.config import LaunchConfig, MpOptions, RayOptions, Strategy, TopologyKind
 from launcher.placement import ranks_on_head
@@ -131,6 +131,9 @@ def _other_sizes(config: LaunchConfig) -> Iterator[Change]:
     if engine.dtype is not DType.bfloat16:
         smaller = replace(engine, dtype=DType.bfloat16)
         yield "engine.dtype=bfloat16", replace(config, engine=smaller)
+    if engine.quantization is Quantization.none:
+        rounded = replace(engine, quantization=Quantization.int8)
+        yield "engine.quantization=int8", replace(config, engine=rounded)
     if profile.kv_cache_bytes != "auto":
         smaller_cache = replace(profile, kv_cache_bytes="auto")
         yield "profile.kv_cache_bytes=auto", replace(config, profile=smaller_cache)

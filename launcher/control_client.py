@@ -64,7 +64,8 @@ class ControlClient:
         Raises:
             NoAnswer: One is not there in time, or is none.
         """
-        with self._explained():
+        # One that takes no more questions says so and closes, perhaps before this one is there.
+        with self._explained(), contextlib.suppress(BrokenPipeError):
             self._socket.sendall(framed(question))
         while (answer := self._next_answer()) is not None:
             if isinstance(answer, Rejected):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from engine.config import CacheSettings, Device, DType, ModelKind, may_be_native
+from engine.config import CacheSettings, Device, DType, ModelKind, Quantization, may_be_native
 from engine.model.facts import BYTES_PER_ELEMENT, ModelFacts
 from engine.wording import counted
 from launcher.cluster import Node
@@ -25,12 +25,14 @@ display take some, and the allocator leaves gaps.
 """
 CUDA_CONTEXT_BYTES = 1024 * MIB
 """CUDA context, loaded kernels, cuBLAS workspaces."""
-PROCESS_BYTES = 275 * MIB
-"""What an engine core on a CPU has besides weights, cache and a step: torch, and the heap's gaps.
+PROCESS_BYTES = 160 * MIB
+"""What an engine core on a CPU has besides weights, cache and a step: what it imports, torch above
+all, and its heap.
 
-Measured, as `Private_Dirty` in `/proc/PID/smaps_rollup` of engine cores that are ready (dp=2 and 4,
-one thread; torch 2.13.0, CPU build, Linux x86-64): 173 MiB with a model of 1 MB; 732 MiB with
-SmolLM2-135M in bfloat16, of which 257 are its packed weights and 198 `RankMemory.step_bytes`.
+Measured in `/proc/PID/smaps` (torch 2.13.0, CPU build, Linux x86-64): 140 MiB of heap and anonymous
+memory of the server that engine cores are forked from, which they share but on Ray have each to
+itself; 16 MiB of `Private_Dirty` when ready, 48 at the end of a load of 64 requests, the cache's
+64 MiB left out (SmolLM2-135M in bfloat16).
 """
 DUMMY_PROCESS_BYTES = 16 * MIB
 """The same of the runner that computes nothing, which imports no torch: measured alike, 16 MiB."""
@@ -53,15 +55,27 @@ class RankMemory:
     """Decided."""
 
     @cached_property
+    def is_native(self) -> bool:
+        return may_be_native(self.config.engine.kernels, self.device, self.dtype)
+
+    @cached_property
     def weight_bytes(self) -> int:
-        return self.facts.weight_bytes(self.dtype.value)
+        if not self.is_native:
+            return self.facts.weight_bytes(self.dtype.value)
+        quantized = self.config.engine.quantization is Quantization.int8
+        return self.facts.packed_bytes(self.dtype.value, quantized)
+
+    @property
+    def node_bytes(self) -> int:
+        """What all ranks of a node on a CPU need once: weights in a file that they all map."""
+        is_mapped = self.is_native and self.config.model.kind is not ModelKind.dummy
+        return self.weight_bytes if is_mapped else 0
 
     @cached_property
     def block_bytes(self) -> int:
         """One block of the cache. Workers beyond the number of key heads hold copies of them."""
         copies = math.ceil(self.config.tp / self.facts.num_key_value_heads)
-        padded = may_be_native(self.config.engine.kernels, self.device, self.dtype)
-        token_bytes = self.facts.kv_bytes_per_token(self.dtype.value, padded) * copies
+        token_bytes = self.facts.kv_bytes_per_token(self.dtype.value, self.is_native) * copies
         return token_bytes * self.config.profile.block_size
 
     @cached_property
@@ -106,12 +120,11 @@ class RankMemory:
         return self.num_blocks(profile.max_model_len or min(limit, LEAST_TOKENS))
 
     def bytes_on_cpu(self, num_blocks: int) -> int:
-        """What a rank takes of the memory of the nodes that its workers are on."""
+        """What a rank takes, besides `node_bytes`, of the nodes that its workers are on."""
         if self.config.model.kind is ModelKind.dummy:
             return DUMMY_PROCESS_BYTES
-        # Ranks may share the pages of weights used as they are in the file, but packed copies are
-        # each rank's own.
-        return self.weight_bytes + num_blocks * self.block_bytes + self.process_bytes
+        own_weights = self.weight_bytes - self.node_bytes
+        return own_weights + num_blocks * self.block_bytes + self.process_bytes
 
     def num_blocks(self, num_tokens: int) -> int:
         return math.ceil(num_tokens / self.config.profile.block_size)
@@ -125,7 +138,8 @@ def memory_room(memory: RankMemory, device: Device, node: Node) -> int | None:
         return 0 if is_known and needed > _gpu_room(memory, node, 1.0) else None
     if not node.memory_bytes:
         return None
-    return node.memory_bytes // memory.bytes_on_cpu(memory.least_blocks)
+    left = max(0, node.memory_bytes - memory.node_bytes)
+    return left // memory.bytes_on_cpu(memory.least_blocks)
 
 
 def size_cache(
@@ -221,15 +235,17 @@ def _check_gpus(memory: RankMemory, node: Node, num_blocks: int) -> None:
 def _check_node(memory: RankMemory, load: Load, num_blocks: int) -> None:
     node, tp = load.node, memory.config.tp
     rank_bytes = memory.bytes_on_cpu(num_blocks)
-    if not node.memory_bytes or load.num_workers * rank_bytes <= node.memory_bytes * tp:
+    left = node.memory_bytes - memory.node_bytes
+    if not node.memory_bytes or load.num_workers * rank_bytes <= left * tp:
         return
     if memory.config.model.kind is ModelKind.dummy:
         takes = f"a rank that computes nothing takes {format_bytes(rank_bytes)}"
     else:
-        takes = (
-            f"a rank takes {_weights_and_cache(memory, num_blocks * memory.block_bytes)},"
-            f" {format_bytes(memory.process_bytes)} for its process and to compute"
-        )
+        needs = _weights_and_cache(memory, num_blocks * memory.block_bytes)
+        process = f"{format_bytes(memory.process_bytes)} for its process and to compute"
+        takes = f"a rank takes {needs}, {process}"
+        if memory.node_bytes and load.num_workers > tp:
+            takes += " (ranks share the weights)"
     whole, rest = divmod(load.num_workers, tp)
     puts = counted(load.num_workers, "worker") if rest else counted(whole, "rank")
     raise DoesNotFit(
@@ -240,4 +256,6 @@ def _check_node(memory: RankMemory, load: Load, num_blocks: int) -> None:
 
 def _weights_and_cache(memory: RankMemory, cache_bytes: int) -> str:
     weights = format_bytes(memory.weight_bytes)
-    return f"{weights} of weights ({memory.dtype.value}), {format_bytes(cache_bytes)} of cache"
+    quantization = memory.config.engine.quantization
+    form = memory.dtype if quantization is Quantization.none else quantization
+    return f"{weights} of weights ({form.value}), {format_bytes(cache_bytes)} of cache"

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engine.config import ProcessSpec, Role, may_be_native
+from engine.config import ProcessSpec, Quantization, Role, may_be_native
 from engine.wording import counted
 from launcher.cluster import Node
 from launcher.plan import DeploymentPlan, PlacementGroup
@@ -189,14 +189,19 @@ def _settings(plan: DeploymentPlan) -> Table:
     padded = may_be_native(settings.kernels, settings.device, settings.dtype)
     cache_bytes = tokens * settings.facts.kv_bytes_per_token(settings.dtype.value, padded)
     requests = counted(settings.max_num_seqs, "request")
-    weights = format_bytes(settings.facts.weight_bytes(settings.dtype.value))
+    dtype, quantization = settings.dtype.value, settings.quantization
+    weights = format_bytes(settings.facts.weight_bytes(dtype))
+    computes = f"{settings.device.value} in {dtype}"
+    if quantization is not Quantization.none:
+        weights = format_bytes(settings.facts.packed_bytes(dtype, quantized=True))
+        computes += f", weights in {quantization.value}"
     listens = f"{settings.frontend.host}:{settings.frontend.port}"
     if plan.ports:
         listens += f", for other nodes ports {plan.ports[0]} to {plan.ports[1]}"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in (
         ("model", f"{settings.model_name}, {settings.facts.architecture}, weights {weights}"),
-        ("computes on", f"{settings.device.value} in {settings.dtype.value}"),
+        ("computes on", computes),
         ("cache of a rank", f"{counted(tokens, 'token')}, {format_bytes(cache_bytes)}"),
         ("max_model_len", str(settings.max_model_len)),
         ("a step", f"{requests}, {counted(settings.max_num_batched_tokens, 'token')}"),

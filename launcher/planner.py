@@ -3,7 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.config import CacheSettings, Device, DType, Kernels, ModelKind, Settings
+from engine.config import (
+    CacheSettings,
+    Device,
+    DType,
+    EngineOptions,
+    Kernels,
+    ModelKind,
+    Quantization,
+    Settings,
+)
 from engine.model.facts import ModelFacts
 from engine.wording import counted
 from launcher.addresses import is_loopback
@@ -120,6 +129,8 @@ def _outlook(
     if config.engine.kernels is Kernels.native and device is not Device.cpu:
         raise Refused("engine.kernels needs engine.device=cpu: native", "engine.kernels=auto")
     dtype = _dtype(config, facts, device)
+    if config.engine.quantization is not Quantization.none:
+        _check_quantization(config.engine, device)
     memory = RankMemory(config, facts, dtype, device)
     return Outlook(device, dtype, Need.of(config, cluster, device), memory)
 
@@ -168,6 +179,17 @@ def _dtype(config: LaunchConfig, facts: ModelFacts, device: Device) -> DType:
     return wanted
 
 
+def _check_quantization(engine: EngineOptions, device: Device) -> None:
+    """Raises Refused where other operators than the C kernels would compute."""
+    wanted = engine.quantization.value
+    if device is not Device.cpu:
+        message = f"engine.quantization needs engine.device=cpu: {wanted}"
+        raise Refused(message, "engine.quantization=none, or engine.device=cpu")
+    if engine.kernels is Kernels.torch:
+        message = f"engine.quantization needs the C kernels, not engine.kernels=torch: {wanted}"
+        raise Refused(message, "engine.kernels=auto, or engine.quantization=none")
+
+
 def _settings(
     config: LaunchConfig,
     facts: ModelFacts,
@@ -185,6 +207,7 @@ def _settings(
         dtype=outlook.dtype,
         device=outlook.device,
         kernels=config.engine.kernels,
+        quantization=config.engine.quantization,
         seed=config.engine.seed,
         max_model_len=decisions.max_model_len,
         max_num_seqs=config.profile.max_num_seqs,

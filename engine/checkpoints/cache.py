@@ -1,5 +1,6 @@
 """Directories made once and kept: complete or not there, whoever starts and whatever is killed."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -61,6 +62,29 @@ def cached_directory(
     except OSError as error:
         raise _not_writable(root, error) from error
     return directory
+
+
+def remove_stale(kind: str, is_current: Callable[[Path], bool]) -> None:
+    """Removes what nobody is going to use of one part of the cache, and nobody makes right now.
+
+    Args:
+        kind: Part of the cache; its keys have no dot.
+        is_current: Takes a directory, which may not be there.
+    """
+    root = _cache_root() / kind
+    # A directory, its lock, and what killed builds of it have left: `key`, `key.lock`, `.key.*`.
+    for key in {path.name.removeprefix(".").partition(".")[0] for path in root.iterdir()}:
+        if is_current(root / key):
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(root / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                if _try_lock(fd):
+                    for path in (root / key, *root.glob(f".{key}.*")):
+                        shutil.rmtree(path, ignore_errors=True)
+                    (root / f"{key}.lock").unlink()
+            finally:
+                os.close(fd)
 
 
 def _cache_root() -> Path:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from engine.model import parameters
 from engine.model.batch import Ints
 from engine.model.facts import ModelFacts
-from engine.model.operators import Attention, DecoderLayer, Norm, Operators
-
-Weights = Callable[[str], torch.Tensor]
-"""Takes a checkpoint's tensor by name, in the wanted type and on the wanted device."""
+from engine.model.operators import Attention, DecoderLayer, Linear, Norm, Operators
+from engine.model.parameters import Matrix, Weights
 
 
 class Decoder:
@@ -32,16 +30,15 @@ class Decoder:
         attention: Attention,
         on_layer: Callable[[], None],
     ) -> None:
-        self._embedding = weights("model.embed_tokens.weight")
+        self._embedding = operators.embedding(weights)
         layers = [
             _layer(facts, weights, operators, attention, index)
             for index in range(facts.num_hidden_layers)
         ]
         self._layers = operators.layers(layers, on_layer)
-        tied = facts.tie_word_embeddings
         self._head = operators.linear(
-            self._embedding if tied else weights("lm_head.weight"),
-            norm=Norm(weights("model.norm.weight"), facts.rms_norm_eps),
+            weights.matrix(parameters.head(facts)),
+            norm=Norm(weights.tensor(parameters.NORM), facts.rms_norm_eps),
             float32_out=True,  # rounded to bfloat16 many logits would be equal
         )
 
@@ -54,7 +51,7 @@ class Decoder:
             step: What the attention made of the step's layout.
             caches: One per layer, of the attention's.
         """
-        return self._layers(F.embedding(token_ids, self._embedding), caches, step, rows)
+        return self._layers(self._embedding(token_ids), caches, step, rows)
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[rows, E] to [rows, V] in float32."""
@@ -66,30 +63,18 @@ def _layer(
 ) -> DecoderLayer:
     prefix = f"model.layers.{index}."
 
-    def joined(
-        module: str, names: tuple[str, ...], bias: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        paths = [f"{prefix}{module}.{name}_proj." for name in names]
-        weight = torch.cat([weights(path + "weight") for path in paths])
-        return weight, torch.cat([weights(path + "bias") for path in paths]) if bias else None
-
     def norm(name: str) -> Norm:
-        return Norm(weights(f"{prefix}{name}.weight"), facts.rms_norm_eps)
+        return Norm(weights.tensor(f"{prefix}{name}.weight"), facts.rms_norm_eps)
 
+    def linear(matrix: Matrix, has_bias: bool, norm: Norm | None = None) -> Linear:
+        bias = parameters.bias(weights, matrix) if has_bias else None
+        return operators.linear(weights.matrix(matrix), bias, norm, matrix.gated)
+
+    norms = (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None
     return DecoderLayer(
-        qkv=operators.linear(
-            *joined("self_attn", ("q", "k", "v"), facts.attention_bias),
-            norm=norm("input_layernorm"),
-        ),
-        attention=attention.layer(
-            facts.window(index),
-            (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if facts.qk_norm else None,
-        ),
-        out=operators.linear(*joined("self_attn", ("o",), facts.attention_output_bias)),
-        gate_up=operators.linear(
-            *joined("mlp", ("gate", "up"), facts.mlp_bias),
-            norm=norm("post_attention_layernorm"),
-            gated=True,
-        ),
-        down=operators.linear(*joined("mlp", ("down",), facts.mlp_bias)),
+        qkv=linear(parameters.qkv(index), facts.attention_bias, norm("input_layernorm")),
+        attention=attention.layer(facts.window(index), norms),
+        out=linear(parameters.out(index), facts.attention_output_bias),
+        gate_up=linear(parameters.gate_up(index), facts.mlp_bias, norm("post_attention_layernorm")),
+        down=linear(parameters.down(index), facts.mlp_bias),
     )

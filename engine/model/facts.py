@@ -78,13 +78,33 @@ class ModelFacts:
     @property
     def num_parameters(self) -> int:
         """Weights of the whole model; tied embeddings count once."""
-        embeddings = self.vocab_size * self.hidden_size
+        embeddings = self._embedding_parameters
         heads = embeddings if self.tie_word_embeddings else 2 * embeddings
-        return heads + self.num_hidden_layers * self._layer_parameters() + self.hidden_size
+        layer = self._layer_matrix_parameters + self._layer_vector_parameters
+        return heads + self.num_hidden_layers * layer + self.hidden_size
 
     def weight_bytes(self, dtype: str) -> int:
         """Memory of the weights held as `dtype`."""
         return self.num_parameters * BYTES_PER_ELEMENT[dtype]
+
+    def packed_bytes(self, dtype: str, quantized: bool) -> int:
+        """Memory of the weights as the C kernels keep them.
+
+        Args:
+            dtype: Of what is not quantised.
+            quantized: Linear layers, the head among them, have 8 bits and a float32 for each
+                column; the embedding is kept besides.
+        """
+        if not quantized:
+            return self.weight_bytes(dtype)
+        layers, embeddings = self.num_hidden_layers, self._embedding_parameters
+        matrices = layers * self._layer_matrix_parameters + embeddings
+        others = layers * self._layer_vector_parameters + self.hidden_size + embeddings
+        query, key = self._query_size, self._key_size
+        mlp_columns = (2 * self.intermediate_size + self.hidden_size) * max(1, self.num_experts)
+        columns = layers * (query + 2 * key + self.hidden_size + mlp_columns) + self.vocab_size
+        scales = columns * BYTES_PER_ELEMENT["float32"]
+        return matrices + scales + others * BYTES_PER_ELEMENT[dtype]
 
     def kv_bytes_per_token(self, dtype: str, padded: bool) -> int:
         """Memory of the keys and values of one token, all layers, held as `dtype`.
@@ -100,19 +120,34 @@ class ModelFacts:
         """Tokens that a token of a layer sees, itself among them; None: all before it."""
         return self.sliding_window if layer in self.sliding_layers else None
 
-    def _layer_parameters(self) -> int:
-        hidden, inner = self.hidden_size, self.intermediate_size
-        query = self.num_attention_heads * self.head_dim
-        key = self.num_key_value_heads * self.head_dim
-        attention = 2 * hidden * (query + key)
-        if self.attention_bias:
-            attention += query + 2 * key
-        if self.attention_output_bias:
-            attention += hidden
-        if self.qk_norm:
-            attention += 2 * self.head_dim
-        mlp = 3 * hidden * inner
-        if self.mlp_bias:
-            mlp += 2 * inner + hidden
+    @property
+    def _embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def _query_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def _key_size(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def _layer_matrix_parameters(self) -> int:
+        hidden = self.hidden_size
+        attention = 2 * hidden * (self._query_size + self._key_size)
         router = hidden * self.num_experts
-        return attention + mlp * max(1, self.num_experts) + router + 2 * hidden
+        return attention + 3 * hidden * self.intermediate_size * max(1, self.num_experts) + router
+
+    @property
+    def _layer_vector_parameters(self) -> int:
+        vectors = 2 * self.hidden_size
+        if self.attention_bias:
+            vectors += self._query_size + 2 * self._key_size
+        if self.attention_output_bias:
+            vectors += self.hidden_size
+        if self.qk_norm:
+            vectors += 2 * self.head_dim
+        if self.mlp_bias:
+            vectors += (2 * self.intermediate_size + self.hidden_size) * max(1, self.num_experts)
+        return vectors

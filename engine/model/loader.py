@@ -1,4 +1,4 @@
-"""Reads weights from a Hugging Face directory: safetensors, memory-mapped, one tensor at a time."""
+"""Weights as they are in a Hugging Face directory: safetensors files, mapped."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from safetensors import safe_open
 
 from engine.checkpoints.directory import weight_files
 from engine.errors import ModelError
+from engine.model.parameters import Matrix, stacked
 
 
 class Checkpoint:
-    """The tensors of a directory, by name."""
+    """The tensors of a directory. On a CPU those that need no change are the mapped files' own."""
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._dtype, self._device = dtype, device
@@ -18,7 +19,7 @@ class Checkpoint:
         self._files = {path: safe_open(path, framework="pt") for path in weight_files(directory)}
         self._file_of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
 
-    def __call__(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """The tensor in the wanted type, on the wanted device.
 
         Raises:
@@ -31,3 +32,7 @@ class Checkpoint:
                 "config.json and the weights belong to different models, or a file is missing",
             )
         return file.get_tensor(name).to(device=self._device, dtype=self._dtype)
+
+    def matrix(self, matrix: Matrix) -> torch.Tensor:
+        """[columns, in_features]."""
+        return stacked([self.tensor(name) for name in matrix.weights])

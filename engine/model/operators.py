@@ -5,14 +5,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from engine.config import Kernels, Settings, may_be_native
+from engine.config import Kernels, Quantization, Settings, may_be_native
 from engine.errors import KernelError
 from engine.model.batch import Ints, Layout
 from engine.model.choice import Sampler
+from engine.model.parameters import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,10 @@ class Norm(NamedTuple):
     weight: torch.Tensor
     """[features]."""
     eps: float
+
+
+Embedding = Callable[[torch.Tensor], torch.Tensor]
+"""[tokens] ids to [tokens, features]."""
 
 
 class Linear(Protocol):
@@ -119,17 +125,31 @@ class Operators(Protocol):
     has_own_threads: bool
     """Whether they compute in other threads than torch's."""
 
+    def weights(self, directory: Path) -> Weights:
+        """Those of a model directory, for the layers that are made here.
+
+        Raises:
+            ModelError: The directory lacks some.
+        """
+        ...
+
+    def embedding(self, weights: Any) -> Embedding:
+        """That of what `weights()` gives."""
+        ...
+
     def linear(
         self,
-        weight: torch.Tensor,
+        weight: Any,
         bias: torch.Tensor | None = None,
         norm: Norm | None = None,
         gated: bool = False,
         float32_out: bool = False,
     ) -> Linear:
-        """A layer with weight [out_features, in_features].
+        """A layer of a model.
 
         Args:
+            weight: A matrix of `weights()`, [out_features, in_features].
+            bias: [out_features].
             norm: Applied to x first.
             gated: The weight's first half is a gate, the second goes up, and the result is
                 silu(gate) * up, with half as many features.
@@ -156,18 +176,21 @@ def make_operators(
     """The operators that `engine.kernels` asks for.
 
     Raises:
-        KernelError: Native kernels were asked for and cannot be had.
+        KernelError: Native kernels were asked for, or quantised weights, which only they have, and
+            they cannot be had.
     """
     from engine.model.torch_operators import TorchOperators
 
+    quantized = settings.quantization is not Quantization.none
     if not may_be_native(settings.kernels, settings.device, settings.dtype):
+        assert not quantized  # the planner has refused it
         return TorchOperators(settings, dtype, device)
     try:
         from engine.model.kernels.operators import NativeOperators
 
         return NativeOperators(settings, dtype, num_threads)
     except KernelError as error:
-        if settings.kernels is Kernels.native:
+        if settings.kernels is Kernels.native or quantized:
             raise
         logger.warning("native kernels cannot be used: %s; %s", error, error.hint)
         remark = f"torch's slower operators: {error}; hint: {error.hint}"

@@ -1,15 +1,20 @@
 """The operators of a model by torch alone, for every device."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from engine.config import Settings
 from engine.model.attention import TorchAttention
 from engine.model.batch import Ints
 from engine.model.linear import PackedLinear, TorchLinear, can_pack
-from engine.model.operators import DecoderLayer, Linear, Norm
+from engine.model.loader import Checkpoint
+from engine.model.operators import DecoderLayer, Embedding, Linear, Norm
+from engine.model.parameters import EMBEDDING, Weights
 from engine.model.torch_sampler import TorchSampler
 
 
@@ -25,6 +30,12 @@ class TorchOperators:
         self.remark = remark
         self._settings, self._dtype, self._device = settings, dtype, device
         self._linear = PackedLinear if can_pack(device, dtype) else TorchLinear
+
+    def weights(self, directory: Path) -> Checkpoint:
+        return Checkpoint(directory, self._dtype, self._device)
+
+    def embedding(self, weights: Weights) -> Embedding:
+        return partial(F.embedding, weight=weights.tensor(EMBEDDING))
 
     def linear(
         self,

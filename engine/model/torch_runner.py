@@ -13,7 +13,6 @@ from engine.config import Device, DType, Settings
 from engine.errors import CapacityError
 from engine.model.batch import lay_out
 from engine.model.decoder import Decoder
-from engine.model.loader import Checkpoint
 from engine.model.logprobs import token_logprobs
 from engine.model.operators import make_operators
 from engine.model.runner import Chunk, StepResult
@@ -63,7 +62,6 @@ class TorchRunner:
     def prepare_kernels(self) -> None:
         operators = make_operators(self._settings, self._dtype, self._device, self._num_threads)
         logger.info("operators: %s", operators.name)
-        self.remark = operators.remark
         self._operators = operators
         self._sampler = operators.sampler()
         self._attention = operators.attention()
@@ -71,11 +69,12 @@ class TorchRunner:
     @torch.inference_mode()
     def load_weights(self) -> None:
         operators = self._operators
-        weights = Checkpoint(self._directory, self._dtype, self._device)
         with _enough_memory("the weights", "engine.dtype=bfloat16, or a smaller model"):
+            weights = operators.weights(self._directory)
             self._model = Decoder(
                 self._settings.facts, weights, operators, self._attention, self._on_layer
             )
+        self.remark = operators.remark
         if operators.has_own_threads:
             # torch's would go on spinning beside them after each of its few operators
             torch.set_num_threads(1)

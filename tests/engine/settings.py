@@ -17,6 +17,7 @@ from engine.config import (
     LogOptions,
     ModelKind,
     ModelOptions,
+    Quantization,
     RestartOptions,
     Settings,
 )
@@ -35,6 +36,7 @@ def make_settings(directory: Path, **changes: Any) -> Settings:
         dtype=DType.float32,
         device=Device.cpu,
         kernels=Kernels.auto,
+        quantization=Quantization.none,
         seed=0,
         max_model_len=512,
         max_num_seqs=64,

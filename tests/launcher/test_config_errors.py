@@ -12,8 +12,8 @@ WRITTEN = "an override is written key=value, such as dp=2"
 
 NO_MODEL = "model must be one of dummy, hub, path, smollm2_135m, tiny"
 NO_CI = (
-    "ci must be one of mp_head_only, mp_real_model, mp_scale_out, ray_auto, ray_head_only, "
-    "ray_remote_only, ray_split"
+    "ci must be one of mp_head_only, mp_int8, mp_real_model, mp_scale_out, ray_auto, ray_head_only,"
+    " ray_remote_only, ray_split"
 )
 NO_TOPOLOGY = "topology must be one of auto, head_only, remote_only, split"
 

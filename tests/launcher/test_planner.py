@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import Device, DType, Kernels, ModelKind
+from engine.config import Device, DType, Kernels, ModelKind, Quantization
 from engine.model import attention
 from engine.model.facts import ModelFacts
 from launcher import memory
@@ -156,7 +156,7 @@ def test_fewer_workers_are_offered_too():
     message, hint = refusal(config_of(dp=3, tp=2), LLAMA_8B, gpu_head(4, in_use={"GPU": 1}))
     assert "room for 1 of 3 ranks on the head; a rank takes 2 GPUs on one node" in message
     assert "head: 4 GPUs, 1 in use by other work: room for 1 rank" in message
-    assert hint == "dp=1, or tp=1"  # 32 GiB of memory: no three ranks of 15 GiB without GPUs
+    assert hint == "dp=1, or tp=1, or engine.device=cpu"  # where ranks share the weights
 
 
 def test_ranks_on_the_head_are_mended_with_the_ranks():
@@ -257,21 +257,74 @@ def test_no_request_is_longer_than_the_model_can_read():
 
 
 def test_weights_larger_than_the_memory_are_refused_with_figures():
-    message, hint = refusal(config_of(dp=3), LLAMA_8B, cluster_of())
+    message, hint = refusal(config_of(dp=3), LLAMA_8B, cluster_of(memory_bytes=17 * GIB))
     assert message == (
-        "dp=3 puts 3 ranks on head, which has 32.0 GiB of memory:"
-        " a rank takes 15.0 GiB of weights (bfloat16), 436.0 MiB of cache,"
-        " 1.1 GiB for its process and to compute"
+        "dp=3 puts 3 ranks on head, which has 17.0 GiB of memory:"
+        " a rank takes 15.0 GiB of weights (bfloat16), 256.0 MiB of cache,"
+        " 1021.2 MiB for its process and to compute (ranks share the weights)"
     )
-    assert hint == "dp=1"
+    assert hint == "dp=1, or engine.quantization=int8"
     config = config_of(engine__dtype=DType.float32)
-    assert refusal(config, LLAMA_8B, cluster_of())[1] == "engine.dtype=bfloat16"
+    hint = refusal(config, LLAMA_8B, cluster_of(memory_bytes=30 * GIB))[1]
+    assert hint == "engine.dtype=bfloat16, or engine.quantization=int8"
+
+
+def test_ranks_on_a_cpu_count_their_weights_once_where_kernels_map_them():
+    small = cluster_of(memory_bytes=20 * GIB)
+    assert len(engines(plan_for(config_of(dp=2), LLAMA_8B, small))) == 2
+    config = config_of(dp=2, engine__kernels=Kernels.torch)
+    message, hint = refusal(config, LLAMA_8B, small)
+    assert "ranks share" not in message
+    assert hint == "dp=1"
+
+
+def test_weights_of_8_bits_take_a_little_more_than_half_of_16():
+    facts = replace(LLAMA_8B, tie_word_embeddings=False)
+    half = facts.weight_bytes("bfloat16") / 2
+    embedding = facts.vocab_size * facts.hidden_size
+    assert (
+        half + embedding
+        < facts.packed_bytes("bfloat16", quantized=True)
+        < (1.01 * half + embedding)
+    )
+    config = config_of(engine__quantization=Quantization.int8)
+    plan = plan_for(config, LLAMA_8B, cluster_of(memory_bytes=12 * GIB))
+    assert plan.settings.quantization is Quantization.int8
+
+
+@pytest.mark.parametrize(
+    ("engine", "cluster", "expected"),
+    [
+        (
+            {"engine__kernels": Kernels.torch},
+            cluster_of(),
+            (
+                "engine.quantization needs the C kernels, not engine.kernels=torch: int8",
+                "engine.kernels=auto, or engine.quantization=none",
+            ),
+        ),
+        (
+            {},
+            gpu_head(1),
+            (
+                "engine.quantization needs engine.device=cpu: int8",
+                "engine.quantization=none, or engine.device=cpu",
+            ),
+        ),
+    ],
+    ids=["torch", "cuda"],
+)
+def test_weights_of_8_bits_are_refused_where_there_are_none(engine, cluster, expected):
+    config = config_of(engine__quantization=Quantization.int8, **engine)
+    assert refusal(config, SMOLLM2, cluster) == expected
 
 
 def test_many_ranks_of_a_small_model_are_refused_for_their_processes():
     message, hint = refusal(config_of(dp=1000), SMOLLM2, cluster_of(memory_bytes=24 * GIB))
-    assert message.endswith("45.0 MiB of cache, 473.0 MiB for its process and to compute")
-    assert hint == "dp=31"
+    assert message.endswith(
+        "45.0 MiB of cache, 358.0 MiB for its process and to compute (ranks share the weights)"
+    )
+    assert hint == "dp=60"
 
 
 def test_ranks_that_compute_nothing_take_their_processes_alone():
@@ -322,6 +375,7 @@ def test_what_the_deployment_is_not_does_not_change_the_digest():
         {"config": config_of(engine__dtype=DType.float32)},
         {"config": config_of(engine__threads=1)},
         {"config": config_of(engine__kernels=Kernels.torch)},
+        {"config": config_of(engine__quantization=Quantization.int8)},
         {"config": config_of(model__kind=ModelKind.tiny)},
         {"config": config_of(model__seed=1)},
         {"config": config_of(profile__max_num_seqs=1)},

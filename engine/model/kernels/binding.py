@@ -30,6 +30,7 @@ class LinearStruct(Structure):
         ("eps", c_float),
         ("gated", c_int32),
         ("float_out", c_int32),
+        ("scales", c_void_p),
     ]
 
 
@@ -87,12 +88,17 @@ class Library:
     ) -> None:
         library = _open(path, tuple(flags))
         suffix = _SUFFIXES[dtype]
-        self.path_name = path.name
+        self.path_name, self.dtype = path.name, dtype
         self.depth = 2 if dtype == torch.bfloat16 else 1
         """Elements of a column that lie side by side in packed weights."""
         self.linear = library[f"linear_{suffix}"]
-        self.linear.argtypes = [c_void_p] * 5 + [c_int64, c_void_p]
-        self.linear.restype = None
+        self.linear_int8 = library[f"linear_int8_{suffix}"]
+        for linear in (self.linear, self.linear_int8):
+            linear.argtypes = [c_void_p] * 5 + [c_int64, c_void_p]
+            linear.restype = None
+        self.gather = library[f"gather_{suffix}"]
+        self.gather.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p]
+        self.gather.restype = None
         self.attention = library[f"attention_{suffix}"]
         self.attention.argtypes = [c_void_p] * 7
         self.attention.restype = None

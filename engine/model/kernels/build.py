@@ -50,8 +50,13 @@ _AVX512_FLAGS = tuple(f"-m{feature}" for feature in _AVX512)
 PATHS = (
     InstructionPath(
         "avx512_bf16",
-        frozenset((*_AVX512, "avx512_bf16")),
-        ("-mfma", *_AVX512_FLAGS, "-mavx512bf16"),
+        frozenset((*_AVX512, "avx512_vnni", "avx512_bf16")),
+        ("-mfma", *_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"),
+    ),
+    InstructionPath(
+        "avx512_vnni",
+        frozenset((*_AVX512, "avx512_vnni")),
+        ("-mfma", *_AVX512_FLAGS, "-mavx512vnni"),
     ),
     InstructionPath("avx512", frozenset(_AVX512), ("-mfma", *_AVX512_FLAGS)),
     InstructionPath("avx2", frozenset(("avx2", "fma")), ("-mavx2", "-mfma")),

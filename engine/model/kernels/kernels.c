@@ -1,5 +1,5 @@
-/* Kernels of the CPU engine: linear layers and paged attention, in float32 and bfloat16, and the
- * choice and scores of tokens, in float32.
+/* Kernels of the CPU engine: linear layers, with weights of 8 bits too, and paged attention, in
+ * float32 and bfloat16, and the choice and scores of tokens, in float32.
  *
  * Built at first use by build.py, called through ctypes by the Python files beside it. One library
  * is for one set of instructions, that of the compiler's flags.
@@ -39,6 +39,7 @@ struct linear {
     float eps; /* of the norm */
     int32_t gated;
     int32_t float_out; /* outputs are float32, whatever the type of the rest */
+    const float *scales; /* of the columns of a weight of 8 bits, in the order of the panels */
 };
 
 struct attention {
@@ -77,6 +78,26 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "layers.h"
 #include "scores.h"
 
+#include "levels.h"
+#define DEPTH DEPTH_INT8
+#define CELL int16_t
+#define NAME(name) name##_int8
+#define ELEMENT int8_t
+#define ADD_PRODUCT(sum, at, row) add_pairs(sum, pairs_int8(at), row)
+#include "product.h"
+#undef NAME
+#undef ELEMENT
+#undef ADD_PRODUCT
+#define NAME(name) name##_int16
+#define ELEMENT int16_t
+#define ADD_PRODUCT(sum, at, row) add_pairs(sum, pairs_int16(at), row)
+#include "product.h"
+#undef NAME
+#undef ELEMENT
+#undef ADD_PRODUCT
+#undef DEPTH
+#undef CELL
+
 #define NAME(name) name##_f32
 #define ELEMENT float
 #define ELEMENT_BITS 0xffffffffu
@@ -96,7 +117,9 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "softmax.h"
 
 #include "attention.h"
+#include "gather.h"
 #include "linear.h"
+#include "linear_int8.h"
 
 #undef NAME
 #undef ELEMENT
@@ -131,4 +154,6 @@ int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_token
 #include "softmax.h"
 
 #include "attention.h"
+#include "gather.h"
 #include "linear.h"
+#include "linear_int8.h"

@@ -95,6 +95,7 @@ def test_what_is_forked_survives_the_server_and_another_is_started(tmp_path: Pat
             assert parent is not None
             parent.kill()
             await until(lambda: child.ppid() != parent.pid)
+            await server._gone.wait()  # until then it would be asked of the one that has ended
             later, later_ours = await forked(server, tmp_path / "log")
             await until_forked(later)
             assert child.is_running()

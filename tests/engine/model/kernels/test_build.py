@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import Kernels
+from engine.config import Kernels, Quantization
 from engine.errors import KernelError
 from engine.model.kernels import binding
 from engine.model.kernels.build import PATHS, InstructionPath, build, usable_paths
@@ -189,6 +189,13 @@ def test_without_a_compiler_torch_does_the_work_and_one_warning_says_so(caplog):
 def test_without_a_compiler_native_kernels_are_refused():
     with pytest.raises(KernelError, match="neither gcc nor cc"):
         make_operators(dummy_settings(kernels=Kernels.native), torch.float32, CPU, 1)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_weights_of_8_bits_are_refused():
+    settings = dummy_settings(kernels=Kernels.auto, quantization=Quantization.int8)
+    with pytest.raises(KernelError, match="neither gcc nor cc"):
+        make_operators(settings, torch.float32, CPU, 1)
 
 
 def test_what_an_old_compiler_does_not_know_is_done_without(cache, tmp_path, monkeypatch, caplog):

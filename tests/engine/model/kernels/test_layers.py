@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from engine.checkpoints.sources import model_directory
-from engine.config import ModelKind, ModelOptions
+from engine.config import ModelKind, ModelOptions, Quantization
 from engine.model.batch import lay_out
 from engine.model.decoder import Decoder
 from engine.model.kernels import layers as native_layers
 from engine.model.kernels.binding import Library
 from engine.model.kernels.layers import NativeLayers
 from engine.model.kernels.operators import NativeOperators
-from engine.model.loader import Checkpoint
 from engine.model.runner import Chunk
 from engine.model.torch_operators import TorchLayers
 from tests.engine.settings import make_settings
@@ -28,13 +27,19 @@ STEPS = [[(0, 5), (0, 40), (0, 1)], [(5, 1), (40, 30), (1, 1)], [(6, 1), (70, 1)
 class Model:
     """A tiny decoder of one library's kernels."""
 
-    def __init__(self, library: Library, dtype: torch.dtype, num_threads: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        dtype: torch.dtype,
+        num_threads: int,
+        quantization: Quantization = Quantization.none,
+    ) -> None:
         directory = model_directory(ModelOptions(kind=ModelKind.tiny))
-        self.settings = make_settings(directory)
+        self.settings = make_settings(directory, quantization=quantization)
         operators = NativeOperators(self.settings, dtype, num_threads, library)
         self.attention = operators.attention()
         self.num_signs = 0
-        weights = Checkpoint(directory, dtype, torch.device("cpu"))
+        weights = operators.weights(directory)
         decoder = Decoder(self.settings.facts, weights, operators, self.attention, self._note_layer)
         assert isinstance(decoder._layers, NativeLayers)
         self.layers = decoder._layers
@@ -53,14 +58,17 @@ class Model:
                 for (start, length), table in zip(step, tables, strict=True)
             ]
             layout = lay_out(chunks, 16, self.attention.tile_tokens)
-            x = self.embedding[torch.from_numpy(layout.token_ids)]
+            x = self.embedding(torch.from_numpy(layout.token_ids))
             rows = np.arange(len(x))[::-3].copy()
             yield layers(x, caches, self.attention.begin_step(layout), rows)
 
 
+@pytest.mark.parametrize("quantization", Quantization)
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_layers_in_one_call_give_what_they_give_one_by_one(library, dtype, num_threads):
-    model = Model(library, dtype, num_threads)
+def test_layers_in_one_call_give_what_they_give_one_by_one(
+    library, dtype, num_threads, quantization
+):
+    model = Model(library, dtype, num_threads, quantization)
     one_by_one = TorchLayers(model.layers._layers, lambda: None)
     wanted = list(model.hidden_states(one_by_one))
     given = list(model.hidden_states(model.layers))
@@ -84,7 +92,7 @@ def test_no_row_may_be_wanted(library, dtype):
     chunk = Chunk([1, 2, 3], 0, [0], None)
     layout = lay_out([chunk], 16, model.attention.tile_tokens)
     caches = [model.attention.new_cache() for _ in range(model.settings.facts.num_hidden_layers)]
-    x = model.embedding[torch.from_numpy(layout.token_ids)]
+    x = model.embedding(torch.from_numpy(layout.token_ids))
     step = model.attention.begin_step(layout)
     hidden = model.layers(x, caches, step, np.empty(0, dtype=np.int64))
     assert hidden.shape == (0, model.settings.facts.hidden_size)

@@ -1,5 +1,6 @@
 """The linear kernel against exact products, row by row, on every path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packing import pack
 from engine.model.operators import Norm
 
 pytestmark = pytest.mark.timeout(300)
@@ -76,18 +78,26 @@ PLAIN = replace(GATED, gated=False, has_norm=False)
 
 def make_layer(case: Case, library, teams) -> NativeLinear:
     team = teams[case.num_threads]
-    return NativeLinear(
-        library, team, case.weight, case.bias, case.norm, case.gated, case.float32_out
-    )
+    weight = pack(case.weight, library.depth, case.gated)
+    return NativeLinear(library, team, weight, case.bias, case.norm, case.gated, case.float32_out)
 
 
-def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+def exact(
+    case: Case,
+    weight: torch.Tensor | None = None,
+    cell_error: Callable[[torch.Tensor], torch.Tensor] = torch.zeros_like,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer gives in float64, and the largest error that rounding on the way explains.
 
     Rounded are: each cell of the left-hand side, if it is not x itself; every float32 operation
     of the norm and of a sum; a result.
+
+    Args:
+        case: The layer.
+        weight: What its weight stands for; None: itself.
+        cell_error: Of x as it is multiplied, what else its cells may be off by.
     """
-    x, weight = case.x.double(), case.weight.double()
+    x, weight = case.x.double(), (case.weight if weight is None else weight).double()
     sum_unit = (2 * case.in_features + 16) * UNIT[torch.float32]
     cell_unit = 0.0
     if case.norm is not None:
@@ -96,6 +106,7 @@ def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     bias = torch.zeros(len(weight)) if case.bias is None else case.bias.double()
     y = x @ weight.T + bias
     error = (x.abs() @ weight.abs().T) * (cell_unit + sum_unit) + bias.abs() * sum_unit
+    error = error + cell_error(x) @ weight.abs().T
     if case.gated:
         (gate, up), (gate_error, up_error) = y.chunk(2, dim=1), error.chunk(2, dim=1)
         y = F.silu(gate) * up
@@ -163,7 +174,8 @@ def test_silu_of_small_and_large_gates(library, dtype, teams):
     gates = torch.linspace(-200, 200, 2001).to(dtype)
     weight = torch.tensor([[1.0], [0.0]], dtype=dtype)
     bias = torch.tensor([0.0, 1.0], dtype=dtype)
-    layer = NativeLinear(library, teams[1], weight, bias, gated=True)
+    packed = pack(weight, library.depth, gated=True)
+    layer = NativeLinear(library, teams[1], packed, bias, gated=True)
     expected = F.silu(gates.double())
     error = (layer(gates[:, None])[:, 0].double() - expected).abs()
     assert (error <= (2.0**-20 + UNIT[dtype]) * expected.abs() + 1e-30).all()

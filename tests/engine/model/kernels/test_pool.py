@@ -19,6 +19,7 @@ from engine.errors import KernelError
 from engine.model.kernels.binding import Library, Team
 from engine.model.kernels.build import usable_paths
 from engine.model.kernels.linear import NativeLinear
+from engine.model.kernels.packing import pack
 from engine.model.operators import Norm
 
 pytestmark = pytest.mark.timeout(300)
@@ -89,7 +90,8 @@ def library(kernel_flags) -> Library:
 def num_wrong(library: Library, num_threads: int, num_calls: int) -> int:
     """How many of so many calls of two jobs each, on inputs that change, give something else."""
     norm = Norm(torch.ones(10), 1e-5)
-    layer = NativeLinear(library, Team(library, num_threads), WEIGHT, norm=norm)
+    weight = pack(WEIGHT, library.depth)
+    layer = NativeLinear(library, Team(library, num_threads), weight, norm=norm)
     expected = [layer(x) for x in INPUTS]
     torch.testing.assert_close(expected[3], F.rms_norm(INPUTS[3], (10,), eps=1e-5) @ WEIGHT.T)
     calls = [call % len(INPUTS) for call in range(num_calls)]

@@ -1,0 +1,256 @@
+"""Weights that are packed once, in a file of the cache that processes share."""
+
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoints.directory import read_facts
+from engine.checkpoints.tiny import TINY_FACTS, write_random_checkpoint
+from engine.errors import ModelError
+from engine.model import parameters
+from engine.model.kernels.packed_file import Form, PackedFile
+from engine.model.kernels.packed_weights import PackedWeights
+from engine.model.kernels.packing import LAYOUT_VERSION, pack
+from engine.model.loader import Checkpoint
+from tests.engine.families import FAMILIES, write_model
+
+pytestmark = pytest.mark.timeout(120)
+
+FORMS = [
+    Form(torch.float32, 1, quantized=False),
+    Form(torch.bfloat16, 2, quantized=False),
+    Form(torch.bfloat16, 2, quantized=True),
+]
+FORM = FORMS[1]
+LAYOUT = 1, "ff2405eaca965f8c"
+"""The layout's version, and what it makes of some numbers."""
+RANK = """
+import logging, sys
+from pathlib import Path
+import torch
+from engine.checkpoints.directory import read_facts
+from engine.model.kernels.packed_file import Form
+from engine.model.kernels.packed_weights import PackedWeights
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+directory = Path(sys.argv[1])
+weights = PackedWeights(directory, read_facts(directory), Form(torch.bfloat16, 2, False))
+print("sum", sum(float(tensor.double().sum()) for tensor in weights._tensors.values()))
+print("remark", weights.remark)
+print(Path("/proc/self/smaps").read_text())
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; the directory that will hold the packed weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "flotilla" / "packed"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    path.mkdir()
+    write_random_checkpoint(path, TINY_FACTS, seed=1)
+    return path
+
+
+def load(directory: Path, form: Form = FORM) -> PackedWeights:
+    return PackedWeights(directory, read_facts(directory), form)
+
+
+def packed(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def start_rank(directory: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RANK, str(directory)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def check(weights: PackedWeights, directory: Path, form: Form) -> None:
+    """Every parameter is that of the checkpoint."""
+    facts, checkpoint = (
+        read_facts(directory),
+        Checkpoint(directory, form.dtype, torch.device("cpu")),
+    )
+    for name in parameters.vectors(facts):
+        assert torch.equal(weights.tensor(name), checkpoint.tensor(name))
+    for matrix in parameters.matrices(facts):
+        depth = 2 if form.quantized else form.depth
+        expected = pack(checkpoint.matrix(matrix), depth, matrix.gated, form.quantized)
+        found = weights.matrix(matrix)
+        assert torch.equal(found.weight, expected.weight)
+        assert found[2:] == expected[2:]
+        assert (found.scales is None) == (not form.quantized)
+        if found.scales is not None and expected.scales is not None:
+            assert torch.equal(found.scales, expected.scales)
+    if weights.has_embedding:
+        rows = weights.tensor(parameters.EMBEDDING)
+        assert torch.equal(rows, checkpoint.tensor(parameters.EMBEDDING))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("form", FORMS, ids=["f32", "bf16", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_parameters_of_every_family_are_in_the_file(tmp_path, family, form):
+    directory = tmp_path / "model"
+    write_model(directory, FAMILIES[family], seed=1)
+    weights = load(directory, form)
+    check(weights, directory, form)
+    assert not weights.remark
+    needs_rows = form.quantized or not read_facts(directory).tie_word_embeddings
+    assert weights.has_embedding == needs_rows
+
+
+def test_a_second_process_maps_the_same_memory(cache, directory):
+    weights = load(directory)
+    assert all(tensor.double().sum().isfinite() for tensor in weights._tensors.values())
+    rank = start_rank(directory)
+    output, _ = rank.communicate(timeout=60)
+    assert rank.returncode == 0, output
+    assert "packing" not in output
+    [mapping] = re.findall(rf"^\S+ (\S+) .*{cache}.*\n((?:\w+: .*\n)+)", output, re.MULTILINE)
+    sizes = dict(re.findall(r"(\w+): +(\d+) kB", mapping[1]))
+    assert mapping[0] == "r--s"
+    assert int(sizes["Rss"]) > 0
+    assert int(sizes["Private_Clean"]) == int(sizes["Private_Dirty"]) == 0
+    assert int(sizes["Pss"]) * 2 <= int(sizes["Rss"]) + 4
+
+
+def test_of_ranks_that_start_at_once_one_packs(cache, directory):
+    ranks = [start_rank(directory) for _ in range(4)]
+    outputs = [rank.communicate(timeout=90)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 4, outputs
+    assert sum(output.count("packing") for output in outputs) == 1
+    assert len({tuple(re.findall("^sum .*", output, re.MULTILINE)) for output in outputs}) == 1
+    assert len(packed(cache)) == 1
+
+
+def test_the_file_is_this_users_alone(cache, directory):
+    load(directory)
+    [made] = packed(cache)
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert [file.stat().st_mode & 0o077 for file in made.glob("*.safetensors")] == [0]
+
+
+@pytest.mark.usefixtures("cache")
+def test_weights_are_not_packed_twice(directory, monkeypatch):
+    load(directory)
+    monkeypatch.setattr(PackedFile, "write", lambda *_: pytest.fail("packed again"))
+    load(directory)
+
+
+def test_a_checkpoint_edited_in_place_is_packed_anew_and_the_old_one_removed(cache, directory):
+    before = load(directory)
+    [old] = packed(cache)
+    file = directory / "model.safetensors"
+    status = file.stat()
+    with file.open("r+b") as content:  # the same size, and the time is set back
+        content.seek(-1000, os.SEEK_END)
+        content.write(bytes(1000))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = load(directory)
+    check(after, directory, FORM)
+    assert any(not torch.equal(before.tensor(name), after.tensor(name)) for name in after._tensors)
+    assert old not in packed(cache)
+    assert len(packed(cache)) == 1
+    assert len(list(cache.glob("*.lock"))) == 1
+
+
+def test_what_a_killed_build_has_left_is_removed_by_the_next_one(cache, directory):
+    left = cache / ".0123.abcd" / "new"
+    left.mkdir(parents=True)
+    (left / "weights.safetensors").write_bytes(b"half of it")
+    (cache / "0123.lock").touch()
+    with (cache / "4567.lock").open("w") as lock:  # somebody is at it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (cache / ".4567.abcd").mkdir()
+        load(directory)
+    [made] = packed(cache)
+    names = {path.name for path in cache.iterdir()}
+    assert names == {made.name, f"{made.name}.lock", "4567.lock", ".4567.abcd"}
+
+
+def test_forms_of_one_checkpoint_are_kept_side_by_side(cache, directory):
+    for form in FORMS:
+        load(directory, form)
+    assert len(packed(cache)) == len(FORMS)
+
+
+def test_a_file_that_was_cut_short_is_made_again(cache, directory):
+    load(directory)
+    [made] = packed(cache)
+    [file] = made.glob("*.safetensors")
+    os.truncate(file, 5000)
+    weights = load(directory)
+    check(weights, directory, FORM)
+    assert not weights.remark
+
+
+def test_a_file_that_says_it_is_another_is_not_used(cache, directory):
+    load(directory)
+    [made] = packed(cache)
+    [file] = made.glob("*.safetensors")
+    with file.open("r+b") as content:
+        content.seek(100)
+        content.write(b"?")
+    weights = load(directory)
+    check(weights, directory, FORM)
+    assert "not the packed weights" in weights.remark
+    assert f"remove {made}" in weights.remark
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["f32", "bf16", "int8"])
+def test_without_a_cache_weights_are_packed_in_memory_and_a_remark_says_so(
+    cache, directory, form, caplog
+):
+    cache.parents[1].write_text("in its place")
+    weights = load(directory, form)
+    check(weights, directory, form)
+    assert "which ranks do not share" in weights.remark
+    assert "XDG_CACHE_HOME=DIR" in weights.remark
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "cannot write the cache" in warning.getMessage()
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monkeypatch):
+    write = PackedFile.write
+
+    def disturbed(self, file, weights):
+        write(self, file, weights)
+        os.utime(directory / "model.safetensors")
+
+    monkeypatch.setattr(PackedFile, "write", disturbed)
+    with pytest.raises(ModelError, match="written to while they were read") as error:
+        load(directory)
+    assert "start again" in error.value.hint
+
+
+def test_a_checkpoint_that_lacks_a_tensor_leaves_nothing_in_the_cache(cache, directory):
+    facts = read_facts(directory)
+    larger = replace(facts, num_hidden_layers=facts.num_hidden_layers + 1)
+    with pytest.raises(ModelError, match="has no tensor"):
+        PackedWeights(directory, larger, FORM)
+    assert packed(cache) == []
+
+
+def test_a_layout_that_changes_has_another_version():
+    numbers = torch.arange(70 * 9, dtype=torch.float32).view(70, 9) - 300
+    digest = hashlib.sha256()
+    for depth, gated, quantized in ((1, False, False), (2, True, False), (2, True, True)):
+        matrix = pack(numbers, depth, gated, quantized)
+        digest.update(matrix.weight.numpy().tobytes())
+        if matrix.scales is not None:
+            digest.update(matrix.scales.numpy().tobytes())
+    assert (LAYOUT_VERSION, digest.hexdigest()[:16]) == LAYOUT
