@@ -2,10 +2,10 @@
 
 FIRST_TOKENS = 256
 """Of a step before anything was measured."""
-MIN_PROMPT_TOKENS = 64
+MIN_PROMPT_TOKENS = 128
 """Of prompts in a step, however long it takes: with fewer the cores wait for the weights, and all
-prompts together take longer. Source: products reach their full speed from 32 rows on
-(docs/performance.md)."""
+prompts together take longer. Source: benchmarks/scheduling.py --slow 3; with 64 there would be 4 %
+fewer tokens a second, and first tokens would come a sixth later."""
 PROMPT_TOKENS_PER_DECODE = 2
 """In a step at least: else prompts would hardly move beside many streams."""
 _SMOOTHING = 0.2

@@ -75,12 +75,12 @@ def test_decodes_come_before_a_prompt_that_is_more_urgent():
 def test_prompts_take_what_fits_into_the_time_of_a_step():
     budget = StepBudget(max_tokens=1000, max_step_s=0.1)
     scheduler = Scheduler(BlockManager(1000, BLOCK, prefix_caching=True), 8, budget, 1000, [EOS])
-    budget.note(num_tokens=200, num_requests=1, step_s=0.2)
+    budget.note(num_tokens=200, num_requests=1, step_s=0.125)
     scheduler.add(make_request(0, [1] * 4))
     step(scheduler)
     for index in (1, 2):
         scheduler.add(make_request(index, [index + 1] * 90))
-    assert [step(scheduler)[0] for _ in range(2)] == [{0: 1, 1: 90, 2: 9}, {0: 1, 1: 1, 2: 81}]
+    assert [step(scheduler)[0] for _ in range(2)] == [{0: 1, 1: 90, 2: 69}, {0: 1, 1: 1, 2: 21}]
 
 
 def test_no_more_requests_run_than_allowed():
