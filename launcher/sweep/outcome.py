@@ -30,7 +30,9 @@ def row_of(
     """
     outcome, said = _outcome(ended, results, log, timeout_s, is_interrupted)
     if ended.num_killed:
-        said = "; ".join(filter(None, (said, f"{ended.num_killed} processes left behind: killed")))
+        said = "; ".join(
+            filter(None, (said, f"left behind and killed: {ended.num_killed} of its processes"))
+        )
     is_done = outcome is not Outcome.not_run
     return msgspec.structs.replace(
         row,
