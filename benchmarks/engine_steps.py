@@ -49,7 +49,7 @@ def _make_core(args: argparse.Namespace) -> EngineCore:
         max_model_len=args.input_len + args.output_len,
         max_num_seqs=1024,
         max_num_batched_tokens=2048,
-        max_step_s=600.0,  # all requests shall decode together
+        max_step_s=600.0,  # else some would be answered before all have begun
         cache={"block_size": 16, "num_blocks": 4096, "prefix_caching": False},
     )
     runner = TorchRunner(settings, args.directory, device_id=0, num_threads=args.threads)

@@ -138,8 +138,8 @@ class ProfileOptions:
     """Most tokens that one step computes."""
     max_step_s: float = option(0.15, gt=0, le=600)
     """Seconds that a step should take: prompts are computed in parts that fit beside the running
-    requests, which wait no longer for their next tokens. A part has at least 128 tokens, and two for
-    each running request."""
+    requests, which wait no longer for their next tokens. A part has at least 128 tokens, and two
+    for each running request."""
     block_size: int = option(16, ge=1, le=1024)
     """Tokens in one block of the KV cache."""
     kv_cache_bytes: str = "auto"

@@ -153,6 +153,7 @@ RULES = (
             "launcher.deployment",
             "launcher.errors",
             "launcher.executors",
+            "launcher.exit_codes",
             "launcher.node_names",
             "launcher.plan",
             "launcher.ports",

@@ -1,6 +1,7 @@
 """Which tokens of which requests are computed next. Pure: no torch, no sockets, no clock."""
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -91,9 +92,9 @@ class WaitingRequests:
 
 
 class Scheduler:
-    """Continuous batching: decodes first, then prompts that have begun, then waiting ones.
+    """Continuous batching: decodes first, then prompts.
 
-    All by priority, then as they came. Prompts have a budget of tokens beside the decodes: longer
+    Both by priority, then as they came. Prompts have a budget of tokens beside the decodes: longer
     ones are computed in chunks. When blocks run out the last running request gives its blocks back
     and starts again later (preemption by recompute); its tokens so far are kept. A waiting request
     never takes the place of a running one.
@@ -216,23 +217,32 @@ class Scheduler:
         return True
 
     def _schedule_prompts(self, budget: int) -> Iterator[Scheduled]:
-        for request in self._running:
-            if budget and request.num_uncomputed > 1:
-                item = self._take_part(request, budget)
-                budget -= item.num_tokens
-                yield item
-        while budget and self._waiting and len(self._running) < self._max_num_seqs:
-            request = self._waiting.first()
-            if not self._blocks.admit(request):
-                return
-            if not request.num_preemptions:
-                request.num_cached = request.num_computed
-                self.admitted.append(request)
-            self._waiting.remove(request)
-            insort(self._running, request, key=_ORDER)
+        begun = deque(request for request in self._running if request.num_uncomputed > 1)
+        while budget:
+            request = self._admit_before(begun[0] if begun else None)
+            if request is None:
+                if not begun:
+                    return
+                request = begun.popleft()
             item = self._take_part(request, budget)
             budget -= item.num_tokens
             yield item
+
+    def _admit_before(self, begun: Request | None) -> Request | None:
+        """The first waiting request, running now; None: there is no room, or `begun` is first."""
+        if not self._waiting or len(self._running) >= self._max_num_seqs:
+            return None
+        request = self._waiting.first()
+        if begun is not None and begun.order < request.order:
+            return None
+        if not self._blocks.admit(request):
+            return None
+        if not request.num_preemptions:
+            request.num_cached = request.num_computed
+            self.admitted.append(request)
+        self._waiting.remove(request)
+        insort(self._running, request, key=_ORDER)
+        return request
 
     def _take_part(self, request: Request, budget: int) -> Scheduled:
         num_tokens = min(request.num_uncomputed, budget)

@@ -30,6 +30,7 @@ from launcher.bench.server import Server
 from launcher.bench.table import tables
 from launcher.bench.trace import read_trace
 from launcher.config import LaunchConfig
+from launcher.end_signals import end_signals
 from launcher.errors import Interrupted, LauncherError, Refused, report
 from launcher.executors.base import Executor, Means
 from launcher.plan import DeploymentPlan
@@ -241,18 +242,13 @@ def _signals_raised() -> Iterator[None]:
     def interrupt(number: int, _: FrameType | None) -> None:
         raise Interrupted(number)
 
-    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if not _is_ignored(each)]
-    before = {number: signal.signal(number, interrupt) for number in taken}
+    others = [number for number in end_signals() if number is not signal.SIGINT]
+    before = {number: signal.signal(number, interrupt) for number in others}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    """As by nohup."""
-    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _read_key(path: str | None) -> str | None:

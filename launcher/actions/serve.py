@@ -11,6 +11,7 @@ from engine.wording import counted
 from launcher.control import SOCKET_NAME, Stage
 from launcher.control_server import Control
 from launcher.deployment import Deployment
+from launcher.end_signals import end_signals
 from launcher.errors import Interrupted, LauncherError
 from launcher.executors import make_executor
 from launcher.executors.base import Executor, Means
@@ -89,7 +90,7 @@ class Serving:
             LauncherError: It could not start, a process ended, or it was interrupted.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if self._takes_signals else ():
+        for number in end_signals() if self._takes_signals else ():
             loop.add_signal_handler(number, self._take_signal, number)
         how = ""
         try:

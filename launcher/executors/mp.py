@@ -23,6 +23,7 @@ from launcher.executors.fork_server import ForkedProcess, ForkServer
 from launcher.executors.held_ports import HeldPorts
 from launcher.executors.listening import listen, url
 from launcher.executors.out_of_memory import num_oom_kills
+from launcher.exit_codes import how_it_ended
 from launcher.plan import DeploymentPlan
 from launcher.ports import OF_COORDINATOR, OF_FRONTEND, num_ports_needed
 from launcher.run_directory import RunDirectory
@@ -262,19 +263,12 @@ class MpExecutor:
     def _reason(self, code: int | str) -> str:
         if isinstance(code, str):
             return code
+        reason = how_it_ended(code)
         if code >= 0:
-            return f"exit code {code}"
-        reason = f"killed by {_signal_name(-code)}"
+            return reason
         num_before, self._num_oom_kills = self._num_oom_kills, num_oom_kills()
         is_out_of_memory = code == -signal.SIGKILL and self._num_oom_kills > num_before
         return f"{reason}, by the kernel: out of memory" if is_out_of_memory else reason
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"
 
 
 def _write_all(fd: int, data: bytes) -> None:

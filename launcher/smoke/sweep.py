@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from launcher.exit_codes import how_it_ended
 from launcher.smoke.results import (
     Report,
     failed,
@@ -85,11 +85,9 @@ def _row(overrides: Sequence[str], ended: Ended, answer: bytes, timeout_s: float
     try:
         report = msgspec.json.decode(answer, type=Report)
     except msgspec.DecodeError:
-        how = f"exit code {exit_code}"
-        if exit_code < 0:
-            how = f"killed by {signal.Signals(-exit_code).name}"
         why = "refused" if exit_code == 2 else "ended without results"
-        return Row(overrides, False, seconds, first_failure=f"{why}, {how}: see above")
+        why += f", {how_it_ended(exit_code)}: see above"
+        return Row(overrides, False, seconds, first_failure=why)
     print_table(results_table(report.name, report.results))
     wrong = failed(report.results)
     first = f"{wrong[0].subject}: {wrong[0].said}" if wrong else ""

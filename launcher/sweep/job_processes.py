@@ -14,7 +14,8 @@ from typing import IO, NamedTuple, Self
 
 import psutil
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from launcher.end_signals import end_signals
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """Source: prctl(2), linux/prctl.h."""
 _TICK_S = 1.0
@@ -55,7 +56,7 @@ class JobProcesses:
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        self._handlers = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
+        self._handlers = {number: signal.signal(number, self._pass_on) for number in end_signals()}
         _set_option(_PR_SET_CHILD_SUBREAPER, 1)
         return self
 

@@ -1,11 +1,11 @@
 """What became of a job, of how it ended and what it left. No processes, no files."""
 
-import signal
 from collections.abc import Sequence
 
 import msgspec
 
 from launcher.bench.results import Results
+from launcher.exit_codes import how_it_ended
 from launcher.sweep.job_processes import Ended
 from launcher.sweep.rows import Outcome, Row
 
@@ -30,7 +30,9 @@ def row_of(
     """
     outcome, said = _outcome(ended, results, log, timeout_s, is_interrupted)
     if ended.num_killed:
-        said = "; ".join(filter(None, (said, f"{ended.num_killed} processes left behind: killed")))
+        said = "; ".join(
+            filter(None, (said, f"left behind and killed: {ended.num_killed} of its processes"))
+        )
     is_done = outcome is not Outcome.not_run
     return msgspec.structs.replace(
         row,
@@ -57,14 +59,9 @@ def _outcome(
         return Outcome.timed_out, f"not done after {timeout_s:g} s (sweep.timeout_s)"
     if results is not None:
         problems = "; ".join(results.problems)
-        return Outcome.invalid, problems or f"valid results, but then {_how(ended.exit_code)}"
+        then = how_it_ended(ended.exit_code)
+        return Outcome.invalid, problems or f"valid results, but then {then}"
     said = next((line for line in reversed(log) if not line.startswith("hint: ")), "")
     if ended.exit_code == _REFUSED:
         return Outcome.refused, said
-    return Outcome.crashed, ": ".join(filter(None, (_how(ended.exit_code), said)))
-
-
-def _how(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    return f"killed by {signal.Signals(-exit_code).name}"
+    return Outcome.crashed, ": ".join(filter(None, (how_it_ended(ended.exit_code), said)))

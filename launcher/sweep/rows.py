@@ -48,7 +48,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     """Of the whole job, start and end included."""
     said: str
-    """Why it is not valid, in one line; empty: it is."""
+    """In one line why it is not valid, and what it has left behind; empty: neither."""
     directory: str
     """With its log and results; relative to the sweep's."""
     results: Results | None

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import httpx2 as httpx
 import psutil
@@ -36,6 +37,20 @@ def test_ctrl_c_lets_requests_in_flight_finish_and_refuses_new_ones(runtime):
         assert_nothing_left(launcher, family)
         assert "drained\n" in launcher.lines
         assert launcher.lines[-1] == "ended\n"
+
+
+def test_a_hang_up_that_nohup_ignores_does_not_end_what_serves(runtime):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launched("model=dummy", runtime_directory=runtime) as launcher:
+            launcher.ready()
+            status = Path(f"/proc/{launcher.process.pid}/status").read_text()
+            ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+            assert ignored >> (signal.SIGHUP - 1) & 1
+            launcher.signal(signal.SIGTERM)
+            assert launcher.end() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def until_refused(url: str) -> httpx.Response:

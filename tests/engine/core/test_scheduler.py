@@ -129,6 +129,15 @@ def test_waiting_requests_run_by_priority_then_as_they_came():
     assert order == [2, 4, 0, 3, 1]
 
 
+def test_a_more_urgent_prompt_does_not_wait_for_the_rest_of_one_that_has_begun():
+    scheduler = make_scheduler(budget=8)
+    scheduler.add(make_request(0, [1] * 20))
+    assert step(scheduler)[0] == {0: 8}
+    scheduler.add(make_request(1, [2] * 12))
+    scheduler.add(make_request(2, [3] * 12, priority=-1))
+    assert [step(scheduler)[0] for _ in range(3)] == [{2: 8}, {2: 4, 0: 4}, {2: 1, 0: 7}]
+
+
 def test_a_waiting_request_does_not_take_the_place_of_a_running_one():
     scheduler = make_scheduler(max_num_seqs=1)
     scheduler.add(make_request(0, [1]))

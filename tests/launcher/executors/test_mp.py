@@ -1,7 +1,6 @@
 """What the executor for this machine does besides starting and ending processes."""
 
 import asyncio
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +35,3 @@ def test_a_log_that_cannot_be_trimmed_does_not_keep_others_from_it(executor: MpE
     for log in logs[1::2]:
         assert log.read_text() == ""
         assert log.with_suffix(".log.1").read_text() == LOG
-
-
-def test_signals_without_a_name_have_their_number():
-    assert mp._signal_name(signal.SIGKILL) == "SIGKILL"
-    assert mp._signal_name(signal.SIGRTMIN + 5) == f"signal {signal.SIGRTMIN + 5}"

@@ -32,10 +32,11 @@ def became(exit_code: int, results=None, log=(), interrupted=False, **how) -> Ro
         (became(2, log=["dp is wrong", "hint: dp=1"]), Outcome.refused, "dp is wrong"),
         (became(1, log=["Traceback", "KeyError"]), Outcome.crashed, "exit code 1: KeyError"),
         (became(-9), Outcome.crashed, "killed by SIGKILL"),
+        (became(-40), Outcome.crashed, "killed by signal 40"),
         (became(143, timed_out=True), Outcome.timed_out, "not done after 9 s (sweep.timeout_s)"),
         (became(143, VALID, timed_out=True), Outcome.timed_out, "not done after 9 s (sweep.timeo"),
         (became(130, interrupted=True), Outcome.not_run, "interrupted"),
-        (became(-9, num_killed=2), Outcome.crashed, "killed by SIGKILL; 2 processes left behind"),
+        (became(-9, num_killed=1), Outcome.crashed, "killed by SIGKILL; left behind and killed: 1"),
     ],
 )
 def test_a_job_becomes(after: Row, outcome: Outcome, said: str):
