@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.config import Device, DType, ModelKind, ProcessSpec, Role
+from engine.config import Device, DType, ModelKind, ProcessSpec, Quantization, Role
 from launcher.cluster import Cluster, ClusterKind, Node
 from launcher.config import (
     Action,
@@ -271,6 +271,7 @@ def test_whatever_a_refusal_offers_can_be_planned(config, facts, cluster):
 WORDS: dict[str, Any] = {
     "cpu": Device.cpu,
     "bfloat16": DType.bfloat16,
+    "int8": Quantization.int8,
     "null": None,
     "ray": RayOptions(),
     **Strategy.__members__,

@@ -48,7 +48,7 @@ def test_all_that_is_wrong_is_told_once():
 
 
 def test_a_single_job_is_refused_as_without_a_sweep():
-    with pytest.raises(Refused, match="^dp must be at least 1: 0$"):
+    with pytest.raises(Refused, match="^dp must be at least 1: 0\nhint: dp=1$"):
         check_jobs([job("dp=0", dp=0)])
 
 
