@@ -23,7 +23,6 @@ static void NAME(score)(
     const ELEMENT *panels[CHUNK];
     for (int p = 0; p < CHUNK; p++)
         panels[p] = pieces[p < num_pieces ? p : num_pieces - 1].keys;
-    memset(scores, 0, num_rows * CHUNK * 16 * sizeof(float));
     struct NAME(product) product = {
         .rows = queries, .stride = padded, .panels = panels, .num_parts = 1,
         .num_steps = padded / DEPTH, .step_size = 16 * DEPTH, .sums = scores,
@@ -51,6 +50,7 @@ static void NAME(mix)(
     struct NAME(product) product = {
         .rows = weights, .stride = CHUNK * 16, .panels = panels, .num_parts = num_pieces,
         .num_steps = 16 / DEPTH, .step_size = 16 * DEPTH, .sums = mixed, .sums_stride = padded,
+        .adds = 1,
     };
     if (ahead)
         NAME(fetch_during)(ahead, &product);

@@ -85,6 +85,7 @@ static double sum_from(const float *weights, int64_t padded, float threshold)
         const int64_t end = begin + LONG_PIECE < padded ? begin + LONG_PIECE : padded;
         floats sums[4] = {ZERO, ZERO, ZERO, ZERO};
         for (int64_t i = begin; i < end; i += 4 * LANES)
+#pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 const floats weight = load_f32(weights + i + j * LANES);
                 sums[j] += blend(weight >= threshold, weight, ZERO);
@@ -99,6 +100,7 @@ static double count_from(const float *weights, int64_t padded, float threshold)
 {
     ints counts[4] = {0};
     for (int64_t i = 0; i < padded; i += 4 * LANES)
+#pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
             counts[j] -= load_f32(weights + i + j * LANES) >= threshold;
     counts[0] += counts[1] + counts[2] + counts[3];

@@ -27,7 +27,7 @@ enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
     LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
     FETCHED = 8,       /* steps for which memory is fetched at once: seldom, for the inner loop's sake */
-    MOST_PASSES = 16,  /* over weights, during which the next ones are fetched */
+    FETCHING_PASSES = 4, /* over weights, the last ones, during which the next ones are fetched */
     ROWS_PER_ITEM = 8, /* of rows that are normed, of tokens that are stored */
 };
 

@@ -44,7 +44,7 @@ static void NAME(prepare)(
  *
  * y: [num_columns] sums, a multiple of 16.
  */
-static void NAME(finish)(
+INLINE void NAME(finish)(
     const struct linear *layer, const float *y, const ELEMENT *residual, void *out, int64_t row,
     int64_t column, int64_t num_columns)
 {
@@ -103,16 +103,28 @@ struct NAME(linear_call) {
     int64_t stride, num_rows, num_groups, num_wide, num_threads;
 };
 
-/* All rows of the outputs of num_panels panels, 2 or 4, from `panel` on.
+/* Fetches where a pass will store its outputs: [num_rows][num_columns] from `column` on. */
+INLINE void NAME(fetch_outputs)(
+    const struct NAME(linear_call) *call, int64_t row, int64_t num_rows, int64_t column,
+    int64_t num_columns)
+{
+    const int64_t out = call->layer->out_features, line = 64 / sizeof(ELEMENT);
+    for (int64_t r = row; r < row + num_rows; r++)
+        for (int64_t i = column; i < column + num_columns && i < out; i += line)
+            __builtin_prefetch((const ELEMENT *)call->out + r * out + i, 1);
+}
+
+/* Rows from `row` to `end` of the outputs of num_panels panels, 2 or 4, from `panel` on.
  *
- * From two passes over the weights on arithmetic takes longer than memory: they fetch the group that
- * this thread will probably take next, so many lines of it in each step. With many passes that would
- * be lost in the cells that are read in between, and it does not matter.
+ * From two passes over the weights on arithmetic takes longer than memory: the last of them fetch the
+ * group that this thread will probably take next, so many lines of it in each step.
  */
-static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, int64_t num_panels)
+static void NAME(columns)(
+    const struct NAME(linear_call) *call, int64_t panel, int64_t num_panels, int64_t row,
+    int64_t end)
 {
     const struct linear *layer = call->layer;
-    const int64_t stride = call->stride, num_rows = call->num_rows;
+    const int64_t stride = call->stride;
     const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
     const int64_t group = panel / 4, group_size = num_steps * step_size;
     const int64_t first_column = panel * 16 / (layer->gated ? 2 : 1);
@@ -122,17 +134,19 @@ static void NAME(columns)(const struct NAME(linear_call) *call, int64_t panel, i
     const ELEMENT *panels[4];
     for (int64_t p = 0; p < num_panels; p++)
         panels[p] = weight + (panel % 4 + p) * panel_step;
-    int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS;
+    int64_t num_passes = (end - row + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t has_next = group + call->num_threads < call->num_groups;
-    int64_t lines_left = has_next && num_passes > 1 && num_passes <= MOST_PASSES ? LINES : 0;
+    int64_t lines_left = has_next && num_passes > 1 ? LINES : 0;
     const char *ahead = (const char *)(weight + (lines_left ? call->num_threads * group_size : 0));
-    for (int64_t row = 0, count; row < num_rows; row += count, num_passes--) {
-        count = (num_rows - row + num_passes - 1) / num_passes;
-        float sums[MAX_ROWS * 64] = {0};
+    for (int64_t count; row < end; row += count, num_passes--) {
+        count = (end - row + num_passes - 1) / num_passes;
+        if (!layer->float_out)
+            NAME(fetch_outputs)(call, row, count, first_column, num_columns);
+        _Alignas(64) float sums[MAX_ROWS * 64];
         struct NAME(product) product = {
             .rows = call->cells + row * stride, .stride = stride, .panels = panels, .num_parts = 1,
             .num_steps = num_steps, .step_size = step_size, .sums = sums, .sums_stride = 64,
-            .num_ahead = lines_left / num_passes,
+            .num_ahead = num_passes <= FETCHING_PASSES ? lines_left / num_passes : 0,
         };
         for (int64_t line = 0; line < product.num_ahead; line++, lines_left--)
             product.ahead[line] = ahead + (LINES - lines_left) * num_steps * 64;
@@ -163,14 +177,21 @@ static void NAME(prepare_item)(void *context, int64_t item, int thread)
                   end < call->num_rows ? end : call->num_rows);
 }
 
-/* Four panels to an item, but two to the last ones, so that all threads end together. */
+/* A group to an item, but half of one to the last ones, so that all threads end together: half of the
+ * panels if all rows are one pass, which would wait for the same weights twice, else half of the rows.
+ */
 static void NAME(columns_item)(void *context, int64_t item, int thread)
 {
     (void)thread;
     const struct NAME(linear_call) *call = context;
-    const int64_t is_wide = item < call->num_wide;
-    NAME(columns)(
-        call, is_wide ? item * 4 : call->num_wide * 2 + item * 2, is_wide ? 4 : 2);
+    const int64_t num_rows = call->num_rows, half = (num_rows / 2 + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
+    const int64_t tail = item - call->num_wide, panel = (call->num_wide + tail / 2) * 4;
+    if (tail < 0)
+        NAME(columns)(call, item * 4, 4, 0, num_rows);
+    else if (num_rows <= MAX_ROWS)
+        NAME(columns)(call, panel + tail % 2 * 2, 2, 0, num_rows);
+    else
+        NAME(columns)(call, panel, 4, tail % 2 ? half : 0, tail % 2 ? num_rows : half);
 }
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].

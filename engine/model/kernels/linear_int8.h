@@ -74,7 +74,7 @@ static void NAME(add_segment)(
     const int64_t begin = segment * SEGMENT, left = call->stride - begin;
     const int64_t num_steps = (left < SEGMENT ? left : SEGMENT) / DEPTH_INT8;
     const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
-    float sums[MAX_ROWS * 64] = {0};
+    _Alignas(64) float sums[MAX_ROWS * 64];
     const int8_t *panels[4];
     const int16_t *wide_panels[4];
     for (int64_t p = 0; p < num_panels; p++) {
@@ -121,7 +121,7 @@ static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
         widen(weight + p * PANEL_STEP, wide + p * PANEL_STEP, num_steps, GROUP_STEP);
     for (int64_t row = 0; row < call->num_rows; row += MAX_ROWS) {
         const int64_t left = call->num_rows - row, count = left < MAX_ROWS ? left : MAX_ROWS;
-        float totals[MAX_ROWS * 64] = {0};
+        _Alignas(64) float totals[MAX_ROWS * 64] = {0};
         for (int64_t segment = 0; segment < call->num_segments; segment++)
             NAME(add_segment)(call, weight, wide, totals, row, count, segment, num_panels);
         for (int64_t r = 0; r < count; r++) {

@@ -5,7 +5,7 @@
  * *cells*: bfloat16 where the processor multiplies pairs of them, float32 elsewhere.
  */
 
-/* What is multiplied: rows [rows, K] by panels, added to sums. K comes in parts, each with panels of
+/* What is multiplied: rows [rows, K] by panels, into sums. K comes in parts, each with panels of
  * its own: part 1 begins where the cells of part 0 end.
  */
 struct NAME(product) {
@@ -16,6 +16,7 @@ struct NAME(product) {
     int64_t step_size;            /* elements from one step of a panel to the next */
     float *sums;                  /* [rows][16 * panels] */
     int64_t sums_stride;
+    int64_t adds;                 /* to what sums are already */
     /* What is fetched into the cache meanwhile: in each step the next line of each. */
     const char *ahead[LINES];
     int64_t num_ahead;
@@ -29,7 +30,7 @@ INLINE void NAME(multiply)(const int num_rows, const int num_panels, const struc
     for (int row = 0; row < num_rows; row++)
 #pragma GCC unroll 8
         for (int v = 0; v < num_panels * PER_PANEL; v++)
-            sums[row][v] = load_f32(p.sums + row * p.sums_stride + v * LANES);
+            sums[row][v] = p.adds ? load_f32(p.sums + row * p.sums_stride + v * LANES) : ZERO;
     const CELL *rows = p.rows;
     for (int64_t part = 0; part < p.num_parts; part++) {
         const ELEMENT *panels[MAX_PANELS];
