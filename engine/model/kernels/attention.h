@@ -73,7 +73,8 @@ struct NAME(attention_call) {
     const ELEMENT *qkv;
     ELEMENT *cache, *out;
     char *scratch;
-    int64_t num_items, num_threads;
+    float *spans; /* [items][spans] sums, where items are cut into spans */
+    int64_t num_items, num_threads, num_spans;
 };
 
 /* The rows of one tile and key-value head: tokens times the query heads that share it. */
@@ -141,66 +142,189 @@ static void NAME(store_rows)(
     }
 }
 
-/* Attention of the rows of one item. While one chunk of the context is worked on, the next one is
- * fetched piece by piece: memory is busy all the time. After the last chunk comes the first one of
- * the item that this thread will probably take next.
+/* What is summed of the rows' values: [num_rows, padded], with the sums of their weights
+ * [num_rows, 16] and the largest scores [num_rows] that both are relative to.
  */
-static void NAME(attend)(const struct NAME(attention_call) *call, int64_t item, char *scratch)
+struct NAME(sums) {
+    float *mixed, *totals, *tops;
+};
+
+/* Lies at `memory`: num_rows * (padded + 17) floats, rounded up to 16. */
+static struct NAME(sums) NAME(sums_at)(float *memory, int64_t num_rows, int64_t padded)
 {
-    const struct attention *layer = call->layer;
-    const struct NAME(rows) rows = NAME(rows_of)(call, item);
-    const int64_t padded = layer->padded, group = layer->group_size, num_rows = rows.num;
-    float *mixed = (float *)scratch;                     /* [num_rows, padded] */
-    float *scores = mixed + num_rows * padded;           /* [num_rows, CHUNK * 16] */
-    float *totals = scores + num_rows * CHUNK * 16;      /* [num_rows, 16] */
-    float *tops = totals + num_rows * 16;                /* [num_rows] */
-    float *rotated = tops + (num_rows + 15) / 16 * 16;   /* [padded] */
-    ELEMENT *copies = (ELEMENT *)(rotated + padded);     /* [CHUNK, padded * 16] */
-    CELL *queries = (CELL *)(copies + CHUNK * padded * 16); /* [num_rows, padded] */
-    CELL *weights = queries + num_rows * padded;         /* [num_rows, CHUNK * 16] */
+    float *totals = memory + num_rows * padded;
+    return (struct NAME(sums)){memory, totals, totals + num_rows * 16};
+}
+
+static int64_t NAME(sums_size)(int64_t num_rows, int64_t padded)
+{
+    return (num_rows * (padded + 17) + 15) / 16 * 16;
+}
+
+/* Memory of one thread, for the rows of one item. */
+struct NAME(workspace) {
+    struct NAME(sums) sums, more;
+    float *scores;    /* [num_rows, CHUNK * 16] */
+    float *rotated;   /* [padded] */
+    ELEMENT *copies;  /* [CHUNK, padded * 16] */
+    CELL *queries;    /* [num_rows, padded] */
+    CELL *weights;    /* [num_rows, CHUNK * 16] */
+};
+
+static struct NAME(workspace) NAME(workspace_at)(char *scratch, int64_t num_rows, int64_t padded)
+{
+    const int64_t size = NAME(sums_size)(num_rows, padded);
+    float *sums = (float *)scratch, *scores = sums + 2 * size;
+    float *rotated = scores + num_rows * CHUNK * 16;
+    ELEMENT *copies = (ELEMENT *)(rotated + padded);
+    CELL *queries = (CELL *)(copies + CHUNK * padded * 16);
+    return (struct NAME(workspace)){
+        .sums = NAME(sums_at)(sums, num_rows, padded),
+        .more = NAME(sums_at)(sums + size, num_rows, padded),
+        .scores = scores, .rotated = rotated, .copies = copies, .queries = queries,
+        .weights = queries + num_rows * padded,
+    };
+}
+
+/* Sums over the positions [position, end). While one chunk of them is worked on, the next one is
+ * fetched piece by piece: memory is busy all the time. After the last one come the `after` pieces.
+ */
+static void NAME(attend_span)(
+    const struct attention *layer, const struct NAME(rows) *rows, int64_t position, int64_t end,
+    const struct NAME(piece) *after, int num_after, const struct NAME(workspace) *work,
+    const struct NAME(sums) *sums)
+{
+    const int64_t padded = layer->padded, group = layer->group_size, num_rows = rows->num;
     struct NAME(piece) pieces[CHUNK], next[CHUNK];
-    int64_t position = NAME(first_position)(layer, rows.start);
-    int num = NAME(find_pieces)(layer, rows.blocks, rows.cache, position, rows.end, pieces);
-    NAME(prepare_queries)(layer, &rows, rotated, queries);
-    memset(mixed, 0, num_rows * padded * sizeof(float));
-    memset(totals, 0, num_rows * 16 * sizeof(float));
+    int num = NAME(find_pieces)(layer, rows->blocks, rows->cache, position, end, pieces);
+    memset(sums->mixed, 0, num_rows * padded * sizeof(float));
+    memset(sums->totals, 0, num_rows * 16 * sizeof(float));
     for (int64_t row = 0; row < num_rows; row++)
-        tops[row] = -INFINITY;
+        sums->tops[row] = -INFINITY;
     while (num > 0) {
         const int64_t first = position;
         for (int p = 0; p < num; p++)
             position += pieces[p].end - pieces[p].begin;
         const int all_seen =
-            position - first == CHUNK * 16 && position <= rows.start + 1 && !layer->window;
-        int num_next = NAME(find_pieces)(layer, rows.blocks, rows.cache, position, rows.end, next);
+            position - first == CHUNK * 16 && position <= rows->start + 1 && !layer->window;
+        int num_next = NAME(find_pieces)(layer, rows->blocks, rows->cache, position, end, next);
         const int is_last = num_next == 0;
-        if (is_last && item + call->num_threads < call->num_items) {
-            const struct NAME(rows) others = NAME(rows_of)(call, item + call->num_threads);
-            num_next = NAME(find_pieces)(layer, others.blocks, others.cache,
-                                         NAME(first_position)(layer, others.start), others.end, next);
+        if (is_last && num_after > 0) {
+            num_next = num_after;
+            memcpy(next, after, num_after * sizeof *next);
         }
-        NAME(score)(queries, num_rows, padded, pieces, num, num_next > 0 ? next : NULL, scores);
+        NAME(score)(work->queries, num_rows, padded, pieces, num, num_next > 0 ? next : NULL,
+                    work->scores);
         if (num_next > 1)
             NAME(fetch)(layer, next + 1);
         for (int p = 0; p < num; p++)
-            NAME(use_copy)(layer, pieces + p, copies + p * padded * 16);
+            NAME(use_copy)(layer, pieces + p, work->copies + p * padded * 16);
         for (int64_t row = 0; row < num_rows; row++) {
-            float *mine = scores + row * CHUNK * 16, *sums = mixed + row * padded;
-            CELL *weight = weights + row * CHUNK * 16;
+            float *mine = work->scores + row * CHUNK * 16, *mixed = sums->mixed + row * padded;
+            CELL *weight = work->weights + row * CHUNK * 16;
             if (all_seen)
-                NAME(soften)(layer, pieces, CHUNK, 0, 0, mine, weight, tops + row,
-                             totals + row * 16, sums);
+                NAME(soften)(layer, pieces, CHUNK, 0, 0, mine, weight, sums->tops + row,
+                             sums->totals + row * 16, mixed);
             else
-                NAME(soften)(layer, pieces, num, rows.start + row / group, 1, mine, weight,
-                             tops + row, totals + row * 16, sums);
+                NAME(soften)(layer, pieces, num, rows->start + row / group, 1, mine, weight,
+                             sums->tops + row, sums->totals + row * 16, mixed);
         }
-        NAME(mix)(weights, num_rows, padded, pieces, num, num_next > 2 ? next + 2 : NULL, mixed);
+        NAME(mix)(work->weights, num_rows, padded, pieces, num, num_next > 2 ? next + 2 : NULL,
+                  sums->mixed);
         for (int p = 3; p < num_next; p++)
             NAME(fetch)(layer, next + p);
         memcpy(pieces, next, sizeof pieces);
         num = is_last ? 0 : num_next;
     }
-    NAME(store_rows)(layer, &rows, mixed, totals);
+}
+
+/* Adds the sums over a later span. Never inlined: every caller rounds alike. */
+static __attribute__((noinline)) void NAME(add_sums)(
+    const struct NAME(sums) *to, const struct NAME(sums) *more, int64_t num_rows, int64_t padded)
+{
+    for (int64_t row = 0; row < num_rows; row++) {
+        float *mixed = to->mixed + row * padded, *total = to->totals + row * 16;
+        const float *later = more->mixed + row * padded;
+        const float top = to->tops[row] > more->tops[row] ? to->tops[row] : more->tops[row];
+        if (top == -INFINITY) /* nothing seen yet */
+            continue;
+        const floats shrink = power_of_two(broadcast(to->tops[row] - top));
+        const floats shrink_later = power_of_two(broadcast(more->tops[row] - top));
+        for (int64_t i = 0; i < padded; i += LANES)
+            store_f32(mixed + i, load_f32(mixed + i) * shrink + load_f32(later + i) * shrink_later);
+        store_f32(total, load_f32(total) * shrink
+                             + load_f32(more->totals + row * 16) * shrink_later);
+        to->tops[row] = top;
+    }
+}
+
+/* Attention of the rows of one item, span by span. While the last one is worked on, the beginning
+ * of the item that this thread will probably take next is fetched.
+ */
+static void NAME(attend)(const struct NAME(attention_call) *call, int64_t item, char *scratch)
+{
+    const struct attention *layer = call->layer;
+    const struct NAME(rows) rows = NAME(rows_of)(call, item);
+    const struct NAME(workspace) work = NAME(workspace_at)(scratch, rows.num, layer->padded);
+    const int64_t first = NAME(first_position)(layer, rows.start);
+    NAME(prepare_queries)(layer, &rows, work.rotated, work.queries);
+    for (int64_t begin = first, end; begin < rows.end; begin = end) {
+        const struct NAME(sums) *sums = begin == first ? &work.sums : &work.more;
+        struct NAME(piece) after[CHUNK];
+        int num_after = 0;
+        end = (begin / SPAN + 1) * SPAN;
+        if (end < rows.end) {
+            num_after =
+                NAME(find_pieces)(layer, rows.blocks, rows.cache, end, rows.end, after);
+        } else if (item + call->num_threads < call->num_items) {
+            const struct NAME(rows) others = NAME(rows_of)(call, item + call->num_threads);
+            num_after = NAME(find_pieces)(layer, others.blocks, others.cache,
+                                          NAME(first_position)(layer, others.start), others.end,
+                                          after);
+        }
+        NAME(attend_span)(layer, &rows, begin, end < rows.end ? end : rows.end, after, num_after,
+                          &work, sums);
+        if (begin != first)
+            NAME(add_sums)(&work.sums, &work.more, rows.num, layer->padded);
+    }
+    NAME(store_rows)(layer, &rows, work.sums.mixed, work.sums.totals);
+}
+
+/* Item: one span of what attend() takes together, where that would not give work to all threads. */
+static void NAME(span_item)(void *context, int64_t index, int thread)
+{
+    const struct NAME(attention_call) *call = context;
+    const struct attention *layer = call->layer;
+    const int64_t item = index / call->num_spans, span = index % call->num_spans;
+    const struct NAME(rows) rows = NAME(rows_of)(call, item);
+    const int64_t first = NAME(first_position)(layer, rows.start);
+    const int64_t begin = span * SPAN, end = begin + SPAN;
+    if (end <= first || begin >= rows.end)
+        return;
+    const struct NAME(workspace) work = NAME(workspace_at)(
+        call->scratch + thread * layer->scratch_bytes, rows.num, layer->padded);
+    const int64_t size = NAME(sums_size)(rows.num, layer->padded);
+    const struct NAME(sums) sums =
+        NAME(sums_at)(call->spans + index * size, rows.num, layer->padded);
+    NAME(prepare_queries)(layer, &rows, work.rotated, work.queries);
+    NAME(attend_span)(layer, &rows, begin > first ? begin : first, end < rows.end ? end : rows.end,
+                      NULL, 0, &work, &sums);
+}
+
+/* The spans of an item added up, in the order in which attend() does it. */
+static void NAME(add_spans)(const struct NAME(attention_call) *call, int64_t item)
+{
+    const struct attention *layer = call->layer;
+    const struct NAME(rows) rows = NAME(rows_of)(call, item);
+    const int64_t padded = layer->padded, size = NAME(sums_size)(rows.num, padded);
+    const int64_t first = NAME(first_position)(layer, rows.start) / SPAN;
+    float *spans = call->spans + item * call->num_spans * size;
+    const struct NAME(sums) sums = NAME(sums_at)(spans + first * size, rows.num, padded);
+    for (int64_t span = first + 1; span * SPAN < rows.end; span++) {
+        const struct NAME(sums) more = NAME(sums_at)(spans + span * size, rows.num, padded);
+        NAME(add_sums)(&sums, &more, rows.num, padded);
+    }
+    NAME(store_rows)(layer, &rows, sums.mixed, sums.totals);
 }
 
 static void NAME(write_item)(void *context, int64_t item, int thread)
@@ -232,16 +356,26 @@ static void NAME(attend_item)(void *context, int64_t item, int thread)
  * qkv      [tokens, (query heads + 2 * key-value heads) * head_dim]
  * cache    of this layer
  * out      [tokens, query heads * head_dim]
- * scratch  layer->scratch_bytes for each thread
+ * scratch  attention_scratch_bytes()
  */
 void NAME(attention)(
     const struct attention *layer, const struct attention_step *step, const void *qkv, void *cache,
     void *out, void *scratch, struct pool *pool)
 {
+    const int64_t num_threads = pool->num_workers + 1;
     struct NAME(attention_call) call = {
         .layer = layer, .step = step, .qkv = qkv, .cache = cache, .out = out, .scratch = scratch,
-        .num_items = step->num_tiles * layer->num_kv_heads, .num_threads = pool->num_workers + 1,
+        .spans = (float *)((char *)scratch + num_threads * layer->scratch_bytes),
+        .num_items = step->num_tiles * layer->num_kv_heads, .num_threads = num_threads,
+        .num_spans = step->num_tiles ? step->starts[0] / SPAN + 1 : 0,
     };
     run(pool, NAME(write_item), &call, (step->num_tokens + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
-    run(pool, NAME(attend_item), &call, call.num_items);
+    const int are_decodes = step->num_tiles == step->num_tokens;
+    if (!are_decodes || call.num_spans < 2 || call.num_items >= SPLIT_ITEMS * num_threads) {
+        run(pool, NAME(attend_item), &call, call.num_items);
+        return;
+    }
+    run(pool, NAME(span_item), &call, call.num_items * call.num_spans);
+    for (int64_t item = 0; item < call.num_items; item++)
+        NAME(add_spans)(&call, item);
 }

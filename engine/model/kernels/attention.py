@@ -72,7 +72,10 @@ class NativeAttention:
             sin=sin.data_ptr(),
             scale=facts.head_dim**-0.5,
         )
-        self._struct.scratch_bytes = library.attention_scratch_bytes(self._struct, MAX_TILE_TOKENS)
+        self._struct.scratch_bytes = library.attention_thread_bytes(self._struct, MAX_TILE_TOKENS)
+        self._scratch_bytes = library.attention_scratch_bytes(
+            self._struct, team.num_threads, settings.max_model_len
+        )
 
     def layer(
         self, window: int | None = None, norms: tuple[Norm, Norm] | None = None
@@ -85,7 +88,9 @@ class NativeAttention:
             tensors += [query, key]
             struct.query_norm, struct.key_norm = query.data_ptr(), key.data_ptr()
             struct.eps = norms[0].eps
-        return NativeAttentionLayer(self._library, self._team, struct, self._dtype, tensors)
+        return NativeAttentionLayer(
+            self._library, self._team, struct, self._scratch_bytes, self._dtype, tensors
+        )
 
     def new_cache(self) -> torch.Tensor:
         return lazy_zeros(self._cache_shape, self._dtype, torch.device("cpu"))
@@ -124,13 +129,14 @@ class NativeAttentionLayer:
         library: Library,
         team: Team,
         struct: AttentionStruct,
+        scratch_bytes: int,
         dtype: torch.dtype,
         tensors: Sequence[torch.Tensor],
     ) -> None:
         self.function, self._team = library.attention, team
         self._struct, self._tensors, self._dtype = struct, tensors, dtype
         self._out_features = struct.num_kv_heads * struct.group_size * struct.head_dim
-        self.scratch_bytes = team.num_threads * struct.scratch_bytes
+        self.scratch_bytes = scratch_bytes
         self.address = ctypes.addressof(struct)
 
     def __call__(self, qkv: torch.Tensor, cache: torch.Tensor, step: NativeStep) -> torch.Tensor:

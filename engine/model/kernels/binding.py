@@ -111,8 +111,11 @@ class Library:
         self.score = library["score"]
         self.score.argtypes = [c_void_p] * 5 + [c_int64] * 3 + [c_void_p]
         self.score.restype = None
+        self.attention_thread_bytes = library["attention_thread_bytes"]
+        self.attention_thread_bytes.argtypes = [POINTER(AttentionStruct), c_int64]
+        self.attention_thread_bytes.restype = c_int64
         self.attention_scratch_bytes = library["attention_scratch_bytes"]
-        self.attention_scratch_bytes.argtypes = [POINTER(AttentionStruct), c_int64]
+        self.attention_scratch_bytes.argtypes = [POINTER(AttentionStruct), c_int64, c_int64]
         self.attention_scratch_bytes.restype = c_int64
         self.pool_start, self.pool_stop = library["pool_start"], library["pool_stop"]
         self.pool_start.argtypes, self.pool_start.restype = [c_int], c_void_p

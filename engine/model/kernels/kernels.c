@@ -25,6 +25,8 @@
 #endif
 enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
+    SPAN = 512,        /* positions that attention sums by themselves, whoever does it */
+    SPLIT_ITEMS = 2,   /* sequences' heads for each thread: where there are fewer, spans are items */
     LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
     FETCHED = 8,       /* steps for which memory is fetched at once: seldom, for the inner loop's sake */
     FETCHING_PASSES = 4, /* over weights, the last ones, during which the next ones are fetched */
@@ -65,13 +67,22 @@ struct attention_step {
 };
 
 /* Scratch that one thread needs for tiles of so many tokens. */
-int64_t attention_scratch_bytes(const struct attention *layer, int64_t num_tokens)
+int64_t attention_thread_bytes(const struct attention *layer, int64_t num_tokens)
 {
     const int64_t rows = num_tokens * layer->group_size;
-    const int64_t row = 2 * layer->padded + 2 * CHUNK * 16 + 16 + 1; /* see attend() */
-    const int64_t shared = layer->padded + CHUNK * layer->padded * 16 + 16;
+    const int64_t row = 3 * layer->padded + 2 * (CHUNK * 16 + 16 + 1); /* see workspace_at() */
+    const int64_t shared = layer->padded + CHUNK * layer->padded * 16 + 2 * 16;
     const int64_t bytes = (rows * row + shared) * sizeof(float);
     return (bytes + 127) / 64 * 64;
+}
+
+/* Scratch of all threads, for sequences of max_len tokens at most: the threads' own, then spans. */
+int64_t attention_scratch_bytes(
+    const struct attention *layer, int64_t num_threads, int64_t max_len)
+{
+    const int64_t sums = (layer->group_size * (layer->padded + 17) + 15) / 16 * 16;
+    const int64_t num_spans = (max_len + SPAN - 1) / SPAN;
+    return num_threads * (layer->scratch_bytes + SPLIT_ITEMS * num_spans * sums * sizeof(float));
 }
 
 #include "choice.h"

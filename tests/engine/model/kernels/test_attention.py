@@ -253,6 +253,20 @@ def test_a_sequence_is_the_same_alone_and_beside_others_in_one_chunk_or_several(
     assert torch.equal(alone[index], expected[index])
 
 
+@pytest.mark.parametrize("window", [None, 100, 700])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_long_context_is_the_same_whether_threads_share_it_or_not(
+    library, dtype, teams, window, num_threads
+):
+    chunks = [[1100, 1, 1], [3, 1, 1], [511, 1, 1], [30, 1, 1]]
+    case = replace(CASE, dtype=dtype, chunks=chunks, window=window)
+    expected = attend(case, library, teams, in_one=True)  # prompts are never shared
+    alone = replace(case, num_threads=num_threads)
+    for index, y in enumerate(expected):
+        assert torch.equal(attend(alone, library, teams, only=index)[index], y)
+    assert all(map(torch.equal, attend(alone, library, teams), expected))
+
+
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_where_whole_panels_lie_does_not_matter(library, dtype, teams, block_size):
     case = replace(CASE, dtype=dtype, block_size=block_size)
