@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ LOCK_DEADLINE_S = 3600
 """Longest wait for another process that makes the same directory; its download takes less."""
 _LOCK_POLL_S = 0.1
 _MANIFEST = "flotilla.json"
+_OWN_DEPTH = 4
+"""A file, its directory, that of its kind and `flotilla` are ours alone."""
 
 
 def silent(_line: str) -> None:
@@ -62,6 +65,30 @@ def cached_directory(
     except OSError as error:
         raise _not_writable(root, error) from error
     return directory
+
+
+def only_ours(file: Path, what: str) -> Path:
+    """The file of a cached directory, if only we and root can write it.
+
+    Args:
+        file: In the directory, not below it.
+        what: Is read from it; for messages.
+
+    Raises:
+        ModelError: Others can write it, or replace it.
+    """
+    for named in (file, file.resolve()):  # the cache may be a link to where others write
+        for depth, path in enumerate((named, *named.parents)):
+            status = path.stat()
+            # Above our own directories: group-writable ones are usual where everybody has a group.
+            forbidden = 0o022 if depth < _OWN_DEPTH else 0o002
+            others_write = status.st_mode & forbidden and not status.st_mode & stat.S_ISVTX
+            if status.st_uid not in (os.geteuid(), 0) or others_write:
+                raise ModelError(
+                    f"others than this user can write {path}, which {what} would be loaded from",
+                    f"chmod go-w {path}, or XDG_CACHE_HOME=DIR with a directory of your own",
+                )
+    return file
 
 
 def remove_stale(kind: str, is_current: Callable[[Path], bool]) -> None:

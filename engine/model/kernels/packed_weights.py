@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoints.cache import cached_directory, remove_stale
+from engine.checkpoints.cache import cached_directory, only_ours, remove_stale
 from engine.checkpoints.directory import weight_files
 from engine.errors import ModelError
 from engine.model.facts import ModelFacts
@@ -74,19 +74,21 @@ class PackedWeights:
         directory = cached_directory(self._file.key, self._build, logger.info, kind=KIND)
         file = directory / _FILE
         try:
-            fd = os.open(file, os.O_RDONLY)
+            fd = os.open(only_ours(file, "weights"), os.O_RDONLY)
+            try:
+                return self._file.map(fd, str(file))
+            finally:
+                os.close(fd)
         except OSError as error:
-            hint = f"remove {directory}: it is made again"
-            raise ModelError(f"cannot read {file}: {error.strerror}", hint) from error
-        try:
-            return self._file.map(fd, str(file))
-        finally:
-            os.close(fd)
+            raise ModelError(
+                f"cannot map {file}: {error.strerror}",
+                f"remove {directory}: it is made again; or XDG_CACHE_HOME=DIR on another disk",
+            ) from error
 
     def _build(self, new: Path) -> None:
         remove_stale(KIND, lambda directory: is_current(directory / _FILE))
         new.chmod(0o700)
-        fd = os.open(new / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(new / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)  # see map()
         logger.info("packing %d MiB of weights of %s", self._file.num_bytes >> 20, self._directory)
         self._write(fd)
 

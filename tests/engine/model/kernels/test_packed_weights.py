@@ -1,7 +1,9 @@
 """Weights that are packed once, in a file of the cache that processes share."""
 
+import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import re
 import subprocess
@@ -72,6 +74,14 @@ def packed(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
 
 
+def writable(cache: Path) -> Path:
+    """The only file of packed weights, which may be written to now."""
+    [made] = packed(cache)
+    [file] = made.glob("*.safetensors")
+    file.chmod(0o600)
+    return file
+
+
 def start_rank(directory: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", RANK, str(directory)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -140,7 +150,7 @@ def test_the_file_is_this_users_alone(cache, directory):
     load(directory)
     [made] = packed(cache)
     assert made.stat().st_mode & 0o777 == 0o700
-    assert [file.stat().st_mode & 0o077 for file in made.glob("*.safetensors")] == [0]
+    assert [file.stat().st_mode & 0o777 for file in made.glob("*.safetensors")] == [0o400]
 
 
 @pytest.mark.usefixtures("cache")
@@ -189,9 +199,7 @@ def test_forms_of_one_checkpoint_are_kept_side_by_side(cache, directory):
 
 def test_a_file_that_was_cut_short_is_made_again(cache, directory):
     load(directory)
-    [made] = packed(cache)
-    [file] = made.glob("*.safetensors")
-    os.truncate(file, 5000)
+    os.truncate(writable(cache), 5000)
     weights = load(directory)
     check(weights, directory, FORM)
     assert not weights.remark
@@ -199,15 +207,54 @@ def test_a_file_that_was_cut_short_is_made_again(cache, directory):
 
 def test_a_file_that_says_it_is_another_is_not_used(cache, directory):
     load(directory)
-    [made] = packed(cache)
-    [file] = made.glob("*.safetensors")
+    file = writable(cache)
     with file.open("r+b") as content:
         content.seek(100)
         content.write(b"?")
     weights = load(directory)
     check(weights, directory, FORM)
     assert "not the packed weights" in weights.remark
-    assert f"remove {made}" in weights.remark
+    assert f"remove {file.parent}" in weights.remark
+
+
+@pytest.mark.parametrize("length", [2**40, 2**63], ids=["memory", "size"])
+def test_a_damaged_file_of_another_form_is_removed_when_weights_are_packed(
+    cache, directory, length
+):
+    load(directory)
+    file = writable(cache)
+    with file.open("r+b") as content:
+        content.write(length.to_bytes(8, "little"))
+    load(directory, FORMS[0])
+    assert not file.exists()
+    assert len(packed(cache)) == 1
+
+
+def test_a_file_that_others_can_write_is_not_used(cache, directory):
+    load(directory)
+    [made] = packed(cache)
+    made.chmod(0o770)
+    weights = load(directory)
+    check(weights, directory, FORM)
+    assert f"others than this user can write {made}," in weights.remark
+    assert f"chmod go-w {made}" in weights.remark
+
+
+def test_a_file_that_cannot_be_mapped_is_not_used(cache, directory, monkeypatch):
+    map_file = mmap.mmap
+
+    def map_memory_alone(fd, *args, **options):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(cache)):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return map_file(fd, *args, **options)
+
+    monkeypatch.setattr(mmap, "mmap", map_memory_alone)
+    weights = load(directory)
+    check(weights, directory, FORM)
+    [made] = packed(cache)
+    assert f"cannot map {made}" in weights.remark
+    assert "No such device" in weights.remark
+    assert "XDG_CACHE_HOME=DIR" in weights.remark
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["f32", "bf16", "int8"])
