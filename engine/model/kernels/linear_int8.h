@@ -136,6 +136,8 @@ static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
                          num_panels * 16 / divisor);
         }
     }
+    if (layer->float_out)
+        finish_streams();
 }
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].
