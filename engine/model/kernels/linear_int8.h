@@ -105,7 +105,7 @@ static void NAME(add_segment)(
     }
 }
 
-/* Four panels to an item, but two to the last ones: see columns_item(). */
+/* A group to an item, but half of its panels to the last ones, so that all threads end together. */
 static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
 {
     const struct NAME(int8_call) *call = context;

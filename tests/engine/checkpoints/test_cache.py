@@ -177,6 +177,8 @@ def test_a_cache_behind_a_link_belongs_to_us_where_it_really_is(cache: Path, tmp
     (others / "mine").mkdir(parents=True)
     cache.parents[1].symlink_to(others / "mine")
     file = cached_directory("model-1", write_model) / "weights"
+    file.parent.chmod(0o700)  # whatever the umask
+    file.chmod(0o600)
     assert only_ours(file, "weights") == file
     others.chmod(0o777)
     with pytest.raises(ModelError, match=f"others than this user can write {others},") as error:
