@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import CacheError
 
 Progress = Callable[[str], None]
 """Takes one plain line about what is going on."""
@@ -49,7 +49,7 @@ def cached_directory(
         kind: Part of the cache that the directory belongs to.
 
     Raises:
-        ModelError: The cache cannot be written, or another process has been building for too long.
+        CacheError: The cache cannot be written, or another process has been building for too long.
     """
     root = _cache_root() / kind
     directory = root / key
@@ -75,7 +75,7 @@ def only_ours(file: Path, what: str) -> Path:
         what: Is read from it; for messages.
 
     Raises:
-        ModelError: Others can write it, or replace it.
+        CacheError: Others can write it, or replace it.
     """
     for named in (file, file.resolve()):  # the cache may be a link to where others write
         for depth, path in enumerate((named, *named.parents)):
@@ -84,7 +84,7 @@ def only_ours(file: Path, what: str) -> Path:
             forbidden = 0o022 if depth < _OWN_DEPTH else 0o002
             others_write = status.st_mode & forbidden and not status.st_mode & stat.S_ISVTX
             if status.st_uid not in (os.geteuid(), 0) or others_write:
-                raise ModelError(
+                raise CacheError(
                     f"others than this user can write {path}, which {what} would be loaded from",
                     f"chmod go-w {path}, or XDG_CACHE_HOME=DIR with a directory of your own",
                 )
@@ -143,7 +143,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
                 progress(f"waiting for another process that makes {path.stem}")
                 has_waited = True
             if time.monotonic() > deadline:
-                raise ModelError(
+                raise CacheError(
                     f"another process has held {path} for {LOCK_DEADLINE_S} s"
                     f" ({__name__}.LOCK_DEADLINE_S)",
                     f"end that process; `fuser {path}` names it",
@@ -186,8 +186,8 @@ def _build(directory: Path, build: Callable[[Path], None], progress: Progress) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _not_writable(root: Path, error: OSError) -> ModelError:
+def _not_writable(root: Path, error: OSError) -> CacheError:
     hint = "XDG_CACHE_HOME=DIR puts the cache into another directory"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = f"free some space there, or {hint}"
-    return ModelError(f"cannot write the cache {root}: {error.strerror or error}", hint)
+    return CacheError(f"cannot write the cache {root}: {error.strerror or error}", hint)

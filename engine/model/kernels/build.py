@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoints.cache import cached_directory, only_ours
-from engine.errors import KernelError, ModelError
+from engine.errors import CacheError, KernelError
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build(path: InstructionPath, extra_flags: Sequence[str] = ()) -> Path:
             kind="kernels",
         )
         return only_ours(directory / _LIBRARY, "kernels")  # what is loaded can do all we can
-    except ModelError as error:
+    except CacheError as error:
         raise KernelError(str(error), error.hint) from error
 
 

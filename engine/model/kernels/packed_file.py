@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from engine.errors import ModelError
+from engine.errors import CacheError
 from engine.model.facts import ModelFacts
 from engine.model.kernels.packing import INT8_DEPTH, LAYOUT_VERSION, packed_groups, packed_shape
 from engine.model.parameters import EMBEDDING, Matrix, Weights, matrices, vectors
@@ -104,12 +104,12 @@ class PackedFile:
             name: For messages.
 
         Raises:
-            ModelError: It is not the file.
+            CacheError: It is not the file.
             OSError: It cannot be mapped.
         """
         size = os.fstat(fd).st_size
         if size != self.num_bytes or os.pread(fd, len(self._header), 0) != self._header:
-            raise ModelError(
+            raise CacheError(
                 f"not the packed weights that its name promises: {name}",
                 f"remove {Path(name).parent}: it is made again",
             )

@@ -1,5 +1,6 @@
 """A model's weights as the kernels read them: one mapped file for all ranks of a node."""
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 
 from engine.checkpoints.cache import cached_directory, only_ours, remove_stale
 from engine.checkpoints.directory import weight_files
-from engine.errors import ModelError
+from engine.errors import CacheError, ModelError
 from engine.model.facts import ModelFacts
 from engine.model.kernels.packed_file import (
     Form,
@@ -47,7 +48,7 @@ class PackedWeights:
         self._file = PackedFile(facts, form, self._sources)
         try:
             self._tensors = self._from_cache()
-        except ModelError as problem:
+        except CacheError as problem:
             logger.warning("weights are packed in memory: %s; %s", problem, problem.hint)
             self._tensors = self._in_memory()
             self.remark = (
@@ -80,7 +81,7 @@ class PackedWeights:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise ModelError(
+            raise CacheError(
                 f"cannot map {file}: {error.strerror}",
                 f"remove {directory}: it is made again; or XDG_CACHE_HOME=DIR on another disk",
             ) from error
@@ -99,6 +100,8 @@ class PackedWeights:
             self._write(os.dup(fd))
             return self._file.map(fd, name)
         except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.ENOSPC):
+                raise
             raise MemoryError(f"{error.strerror}") from error
         finally:
             os.close(fd)

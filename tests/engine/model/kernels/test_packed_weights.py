@@ -34,6 +34,8 @@ FORMS = [
 FORM = FORMS[1]
 LAYOUT = 1, "ff2405eaca965f8c"
 """The layout's version, and what it makes of some numbers."""
+FAULT_AROUND_KB = 64
+"""The system maps pages beside one that is read; which ones differs from process to process."""
 RANK = """
 import logging, sys
 from pathlib import Path
@@ -133,8 +135,10 @@ def test_a_second_process_maps_the_same_memory(cache, directory):
     sizes = dict(re.findall(r"(\w+): +(\d+) kB", mapping[1]))
     assert mapping[0] == "r--s"
     assert int(sizes["Rss"]) > 0
-    assert int(sizes["Private_Clean"]) == int(sizes["Private_Dirty"]) == 0
-    assert int(sizes["Pss"]) * 2 <= int(sizes["Rss"]) + 4
+    assert int(sizes["Private_Dirty"]) == 0
+    private = int(sizes["Private_Clean"])
+    assert private <= FAULT_AROUND_KB
+    assert int(sizes["Pss"]) * 2 <= int(sizes["Rss"]) + private + 4
 
 
 def test_of_ranks_that_start_at_once_one_packs(cache, directory):
@@ -271,10 +275,12 @@ def test_without_a_cache_weights_are_packed_in_memory_and_a_remark_says_so(
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monkeypatch):
-    write = PackedFile.write
+def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monkeypatch, caplog):
+    write, num_packed = PackedFile.write, 0
 
     def disturbed(self, file, weights):
+        nonlocal num_packed
+        num_packed += 1
         write(self, file, weights)
         os.utime(directory / "model.safetensors")
 
@@ -282,6 +288,8 @@ def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monk
     with pytest.raises(ModelError, match="written to while they were read") as error:
         load(directory)
     assert "start again" in error.value.hint
+    assert num_packed == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_checkpoint_that_lacks_a_tensor_leaves_nothing_in_the_cache(cache, directory):
