@@ -17,6 +17,10 @@ class ModelError(EngineError):
     """A model that is missing, damaged or not supported."""
 
 
+class CacheError(ModelError):
+    """The cache of what is made once cannot be used; the model may be as it should."""
+
+
 class CapacityError(EngineError):
     """Memory or a device that the plan counts on is not there."""
 

@@ -6,13 +6,14 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import ModelError
+from engine.errors import CacheError
 
 Progress = Callable[[str], None]
 """Takes one plain line about what is going on."""
@@ -21,6 +22,8 @@ LOCK_DEADLINE_S = 3600
 """Longest wait for another process that makes the same directory; its download takes less."""
 _LOCK_POLL_S = 0.1
 _MANIFEST = "flotilla.json"
+_OWN_DEPTH = 4
+"""A file, its directory, that of its kind and `flotilla` are ours alone."""
 
 
 def silent(_line: str) -> None:
@@ -46,7 +49,7 @@ def cached_directory(
         kind: Part of the cache that the directory belongs to.
 
     Raises:
-        ModelError: The cache cannot be written, or another process has been building for too long.
+        CacheError: The cache cannot be written, or another process has been building for too long.
     """
     root = _cache_root() / kind
     directory = root / key
@@ -62,6 +65,30 @@ def cached_directory(
     except OSError as error:
         raise _not_writable(root, error) from error
     return directory
+
+
+def only_ours(file: Path, what: str) -> Path:
+    """The file of a cached directory, if only we and root can write it.
+
+    Args:
+        file: In the directory, not below it.
+        what: Is read from it; for messages.
+
+    Raises:
+        CacheError: Others can write it, or replace it.
+    """
+    for named in (file, file.resolve()):  # the cache may be a link to where others write
+        for depth, path in enumerate((named, *named.parents)):
+            status = path.stat()
+            # Above our own directories: group-writable ones are usual where everybody has a group.
+            forbidden = 0o022 if depth < _OWN_DEPTH else 0o002
+            others_write = status.st_mode & forbidden and not status.st_mode & stat.S_ISVTX
+            if status.st_uid not in (os.geteuid(), 0) or others_write:
+                raise CacheError(
+                    f"others than this user can write {path}, which {what} would be loaded from",
+                    f"chmod go-w {path}, or XDG_CACHE_HOME=DIR with a directory of your own",
+                )
+    return file
 
 
 def remove_stale(kind: str, is_current: Callable[[Path], bool]) -> None:
@@ -116,7 +143,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
                 progress(f"waiting for another process that makes {path.stem}")
                 has_waited = True
             if time.monotonic() > deadline:
-                raise ModelError(
+                raise CacheError(
                     f"another process has held {path} for {LOCK_DEADLINE_S} s"
                     f" ({__name__}.LOCK_DEADLINE_S)",
                     f"end that process; `fuser {path}` names it",
@@ -159,8 +186,8 @@ def _build(directory: Path, build: Callable[[Path], None], progress: Progress) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _not_writable(root: Path, error: OSError) -> ModelError:
+def _not_writable(root: Path, error: OSError) -> CacheError:
     hint = "XDG_CACHE_HOME=DIR puts the cache into another directory"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = f"free some space there, or {hint}"
-    return ModelError(f"cannot write the cache {root}: {error.strerror or error}", hint)
+    return CacheError(f"cannot write the cache {root}: {error.strerror or error}", hint)

@@ -179,5 +179,9 @@ def _enough_memory(what: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as problem:
+    except (RuntimeError, MemoryError) as problem:
+        # On a CPU torch has no error of its own for it; OutOfMemoryError is of devices.
+        is_memory = isinstance(problem, (torch.OutOfMemoryError, MemoryError))
+        if not is_memory and "can't allocate memory" not in str(problem):
+            raise
         raise CapacityError(f"no memory for {what}: {problem}", hint) from problem

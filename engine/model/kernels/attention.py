@@ -21,17 +21,25 @@ _PANEL = 16
 
 
 class NativeStep:
-    """`struct attention_step` of a layout, with the arrays that it points to."""
+    """`struct attention_step` of a layout, with the arrays that it points to.
+
+    Attributes:
+        lengths: [tiles] tokens.
+        contexts: [tiles] tokens that the last of them sees, without a window.
+    """
 
     def __init__(self, layout: Layout) -> None:
         # the costliest first, so that all threads end together
         tiles = sorted(layout.tiles, key=lambda tile: -tile.length * tile.context)
+        self.lengths = np.array([tile.length for tile in tiles], dtype=np.int64)
+        starts = np.array([tile.start for tile in tiles], dtype=np.int64)
+        self.contexts = starts + self.lengths
         self._arrays = [
             np.ascontiguousarray(layout.positions),
             np.ascontiguousarray(layout.slots),
             np.array([tile.begin for tile in tiles], dtype=np.int64),
-            np.array([tile.length for tile in tiles], dtype=np.int64),
-            np.array([tile.start for tile in tiles], dtype=np.int64),
+            self.lengths,
+            starts,
         ]
         lengths = [0, *map(len, layout.block_ids)]
         begins = np.cumsum(lengths)[:-1]
@@ -122,6 +130,8 @@ class NativeAttentionLayer:
     Attributes:
         function: The kernel, which takes the layer by its `address`.
         scratch_bytes: Memory that it writes in passing.
+        group_size: Query heads that share a key-value head.
+        row_operations: For a token that is seen, by one query head of each group.
     """
 
     def __init__(
@@ -135,6 +145,8 @@ class NativeAttentionLayer:
     ) -> None:
         self.function, self._team = library.attention, team
         self._struct, self._tensors, self._dtype = struct, tensors, dtype
+        self.group_size = struct.group_size
+        self.row_operations = 4 * struct.num_kv_heads * struct.head_dim
         self._out_features = struct.num_kv_heads * struct.group_size * struct.head_dim
         self.scratch_bytes = scratch_bytes
         self.address = ctypes.addressof(struct)

@@ -10,24 +10,21 @@ import logging
 import os
 import platform
 import shutil
-import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoints.cache import cached_directory
-from engine.errors import KernelError, ModelError
+from engine.checkpoints.cache import cached_directory, only_ours
+from engine.errors import CacheError, KernelError
 
 logger = logging.getLogger(__name__)
 
 COMPILE_DEADLINE_S = 120
-"""Longest run of the compiler; it was seen to take one or two seconds."""
+"""Longest run of the compiler; it was seen to take up to three seconds."""
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O2", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 _LIBRARY = "kernels.so"
-_OWN_DEPTH = 4
-"""The library, its directory, `kernels` and `flotilla` are ours alone."""
 
 
 class CompilerError(KernelError):
@@ -91,9 +88,9 @@ def build(path: InstructionPath, extra_flags: Sequence[str] = ()) -> Path:
             logger.info,
             kind="kernels",
         )
-    except ModelError as error:
+        return only_ours(directory / _LIBRARY, "kernels")  # what is loaded can do all we can
+    except CacheError as error:
         raise KernelError(str(error), error.hint) from error
-    return _own(directory / _LIBRARY)
 
 
 def _cpu_features() -> frozenset[str]:
@@ -127,7 +124,7 @@ def _compile(compiler: str, flags: list[str], library: Path) -> None:
     logger.info("building the kernels with %s %s", compiler, " ".join(flags))
     _run([compiler, *flags, "-o", str(library), str(_SOURCES / "kernels.c"), "-lm"])
     library.chmod(0o600)
-    library.parent.chmod(0o700)  # whatever the umask: see _own()
+    library.parent.chmod(0o700)  # whatever the umask: see only_ours()
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -151,18 +148,3 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise CompilerError(f"{name} cannot build the kernels: {first}", hint) from None
     except OSError as error:
         raise KernelError(f"{name} cannot be run: {error.strerror}", hint) from None
-
-
-def _own(library: Path) -> Path:
-    """The library, if only we and root can have written it: what is loaded can do all we can."""
-    for depth, path in enumerate((library, *library.parents)):
-        status = path.stat()
-        # Above our own directories: group-writable ones are usual where everybody has a group.
-        forbidden = 0o022 if depth < _OWN_DEPTH else 0o002
-        others_write = status.st_mode & forbidden and not status.st_mode & stat.S_ISVTX
-        if status.st_uid not in (os.geteuid(), 0) or others_write:
-            raise KernelError(
-                f"others than this user can write {path}, which kernels would be loaded from",
-                f"chmod go-w {path}, or XDG_CACHE_HOME=DIR with a directory of your own",
-            )
-    return library

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 
 from engine.model.batch import Ints
@@ -22,7 +23,7 @@ _ALIGNMENT = 64
 _CALL_OPERATIONS = 10e9
 """Of one call: some 30 ms, so that there are signs of life within a long step."""
 _LEAST_ROWS = 8
-"""Fewer do not take less time: it is the weights that are waited for."""
+"""Fewer do not take less time: it is the weights, or keys and values, that are waited for."""
 
 
 class NativeLayers:
@@ -58,6 +59,7 @@ class NativeLayers:
         self, x: torch.Tensor, caches: Sequence[torch.Tensor], step: NativeStep, rows: Ints
     ) -> torch.Tensor:
         """Hidden states of the rows; x is overwritten."""
+        assert len(rows) <= len(x)  # they take the place of the step's queries
         assert x.is_contiguous()  # the kernels read plain memory
         assert x.dtype == self._dtype
         if caches is not self._caches:
@@ -78,14 +80,19 @@ class NativeLayers:
             num_rows=len(rows),
             element_bytes=self._dtype.itemsize,
         )
-        operations = self._row_operations * max(len(x), _LEAST_ROWS)
-        num_layers = max(1, int(_CALL_OPERATIONS / operations))
+        num_layers = max(1, int(_CALL_OPERATIONS / self._layer_operations(step)))
         address, size = ctypes.addressof(self._structs), ctypes.sizeof(DecoderLayerStruct)
         for begin in range(0, len(self._layers), num_layers):
             num = min(num_layers, len(self._layers) - begin)
             self._decode(address + begin * size, num, decoder_step, self._team.pool)
             self._on_layer()
         return hidden
+
+    def _layer_operations(self, step: NativeStep) -> int:
+        """Of one layer in a step, counted so that they are a measure of its time."""
+        rows = np.maximum(step.lengths * self._attention.group_size, _LEAST_ROWS)
+        attention = self._attention.row_operations * int(rows @ step.contexts)
+        return self._row_operations * max(step.num_tokens, _LEAST_ROWS) + attention
 
     def _activations(self, num_rows: int) -> list[int]:
         """Where the results of the inner layers of so many rows are."""

@@ -105,7 +105,7 @@ static void NAME(add_segment)(
     }
 }
 
-/* Four panels to an item, but two to the last ones: see columns_item(). */
+/* A group to an item, but half of its panels to the last ones, so that all threads end together. */
 static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
 {
     const struct NAME(int8_call) *call = context;
@@ -136,6 +136,8 @@ static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
                          num_panels * 16 / divisor);
         }
     }
+    if (layer->float_out)
+        finish_streams();
 }
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].

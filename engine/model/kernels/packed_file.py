@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from engine.errors import ModelError
+from engine.errors import CacheError
 from engine.model.facts import ModelFacts
 from engine.model.kernels.packing import INT8_DEPTH, LAYOUT_VERSION, packed_groups, packed_shape
 from engine.model.parameters import EMBEDDING, Matrix, Weights, matrices, vectors
@@ -27,6 +27,8 @@ ALIGNMENT = 4096
 """The header's length is a multiple of it; matrices, which are first, are of cache lines."""
 _LENGTH = struct.Struct("<Q")
 """Of the rest of the header, before it."""
+_MAX_HEADER_BYTES = 100_000_000
+"""safetensors' own limit; a damaged file may promise any number."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
@@ -102,14 +104,17 @@ class PackedFile:
             name: For messages.
 
         Raises:
-            ModelError: It is not the file.
+            CacheError: It is not the file.
+            OSError: It cannot be mapped.
         """
         size = os.fstat(fd).st_size
         if size != self.num_bytes or os.pread(fd, len(self._header), 0) != self._header:
-            raise ModelError(
+            raise CacheError(
                 f"not the packed weights that its name promises: {name}",
                 f"remove {Path(name).parent}: it is made again",
             )
+        # Who cuts the file short from here on ends all ranks that read it (SIGBUS): it can be known
+        # no earlier than when memory is read. So the file is read-only, its directory the user's.
         memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         memory.madvise(mmap.MADV_WILLNEED)  # what is on the disk is read ahead, not page by page
         with warnings.catch_warnings():
@@ -182,7 +187,7 @@ def is_current(file: Path) -> bool:
     try:
         with file.open("rb") as content:
             (length,) = _LENGTH.unpack(content.read(_LENGTH.size))
-            header = json.loads(content.read(length))
+            header = json.loads(content.read(min(length, _MAX_HEADER_BYTES)))
         made_of = json.loads(header["__metadata__"]["made_of"])
         sources = [Source(*source) for source in made_of["sources"]]
         return made_of["layout"] == LAYOUT_VERSION and all(

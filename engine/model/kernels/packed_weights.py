@@ -1,14 +1,15 @@
 """A model's weights as the kernels read them: one mapped file for all ranks of a node."""
 
+import errno
 import logging
 import os
 from pathlib import Path
 
 import torch
 
-from engine.checkpoints.cache import cached_directory, remove_stale
+from engine.checkpoints.cache import cached_directory, only_ours, remove_stale
 from engine.checkpoints.directory import weight_files
-from engine.errors import ModelError
+from engine.errors import CacheError, ModelError
 from engine.model.facts import ModelFacts
 from engine.model.kernels.packed_file import (
     Form,
@@ -47,7 +48,7 @@ class PackedWeights:
         self._file = PackedFile(facts, form, self._sources)
         try:
             self._tensors = self._from_cache()
-        except ModelError as problem:
+        except CacheError as problem:
             logger.warning("weights are packed in memory: %s; %s", problem, problem.hint)
             self._tensors = self._in_memory()
             self.remark = (
@@ -74,19 +75,21 @@ class PackedWeights:
         directory = cached_directory(self._file.key, self._build, logger.info, kind=KIND)
         file = directory / _FILE
         try:
-            fd = os.open(file, os.O_RDONLY)
+            fd = os.open(only_ours(file, "weights"), os.O_RDONLY)
+            try:
+                return self._file.map(fd, str(file))
+            finally:
+                os.close(fd)
         except OSError as error:
-            hint = f"remove {directory}: it is made again"
-            raise ModelError(f"cannot read {file}: {error.strerror}", hint) from error
-        try:
-            return self._file.map(fd, str(file))
-        finally:
-            os.close(fd)
+            raise CacheError(
+                f"cannot map {file}: {error.strerror}",
+                f"remove {directory}: it is made again; or XDG_CACHE_HOME=DIR on another disk",
+            ) from error
 
     def _build(self, new: Path) -> None:
         remove_stale(KIND, lambda directory: is_current(directory / _FILE))
         new.chmod(0o700)
-        fd = os.open(new / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = os.open(new / _FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)  # see map()
         logger.info("packing %d MiB of weights of %s", self._file.num_bytes >> 20, self._directory)
         self._write(fd)
 
@@ -97,6 +100,8 @@ class PackedWeights:
             self._write(os.dup(fd))
             return self._file.map(fd, name)
         except OSError as error:
+            if error.errno not in (errno.ENOMEM, errno.ENOSPC):
+                raise
             raise MemoryError(f"{error.strerror}") from error
         finally:
             os.close(fd)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoints import cache as cache_module
-from engine.checkpoints.cache import cached_directory
+from engine.checkpoints.cache import cached_directory, only_ours
 from engine.errors import ModelError
 
 
@@ -170,3 +170,17 @@ def start(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+
+
+def test_a_cache_behind_a_link_belongs_to_us_where_it_really_is(cache: Path, tmp_path: Path):
+    others = tmp_path / "others"
+    (others / "mine").mkdir(parents=True)
+    cache.parents[1].symlink_to(others / "mine")
+    file = cached_directory("model-1", write_model) / "weights"
+    file.parent.chmod(0o700)  # whatever the umask
+    file.chmod(0o600)
+    assert only_ours(file, "weights") == file
+    others.chmod(0o777)
+    with pytest.raises(ModelError, match=f"others than this user can write {others},") as error:
+        only_ours(file, "weights")
+    assert f"chmod go-w {others}" in error.value.hint

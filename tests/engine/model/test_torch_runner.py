@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 from engine.checkpoints.sources import model_directory
 from engine.checkpoints.tiny import write_random_checkpoint
 from engine.config import Device, DType, Kernels, ModelKind, ModelOptions
+from engine.errors import CapacityError
 from engine.model.batch import lay_out
 from engine.model.facts import ModelFacts
 from engine.model.runner import Chunk
-from engine.model.torch_runner import TorchRunner
+from engine.model.torch_runner import TorchRunner, _enough_memory
 from engine.sampling import SamplingParams
 from tests.engine.families import FAMILIES, write_model
 from tests.engine.settings import make_settings
@@ -130,3 +131,13 @@ def test_the_greedy_token_is_the_best_one_where_rounding_cannot_decide(runner, d
         chunk = Chunk(PROMPT[:length], 0, list(range(1, 9)), GREEDY)
         [token] = runner.execute([chunk]).token_ids
         assert token == best.indices[length - 1, 0]
+
+
+def test_what_there_is_no_memory_for_is_said():
+    with pytest.raises(CapacityError, match="no memory for the weights") as error:  # noqa: SIM117
+        with _enough_memory("the weights", "a smaller model"):
+            torch.empty(1 << 60, dtype=torch.uint8)
+    assert error.value.hint == "a smaller model"
+    with pytest.raises(RuntimeError, match="size of tensor"):  # noqa: SIM117
+        with _enough_memory("the weights", "a smaller model"):
+            torch.ones(2) + torch.ones(3)

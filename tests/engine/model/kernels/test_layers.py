@@ -87,6 +87,25 @@ def test_long_calls_are_split_into_several_which_changes_nothing(library, dtype,
     assert model.num_signs == len(STEPS) * model.settings.facts.num_hidden_layers
 
 
+def test_a_long_context_is_work_too(library, dtype, monkeypatch):
+    model = Model(library, dtype, num_threads=2)
+    num_layers = model.settings.facts.num_hidden_layers
+    caches = [model.attention.new_cache() for _ in range(num_layers)]
+
+    def num_signs(start: int) -> int:
+        layout = lay_out([Chunk([1], start, list(range(32)), None)], 16, lambda _start: 32)
+        model.num_signs = 0
+        x = model.embedding(torch.from_numpy(layout.token_ids))
+        model.layers(x, caches, model.attention.begin_step(layout), np.zeros(1, dtype=np.int64))
+        return model.num_signs
+
+    layout = lay_out([Chunk([1], 0, [0], None)], 16, lambda _start: 32)
+    operations = model.layers._layer_operations(model.attention.begin_step(layout))
+    monkeypatch.setattr(native_layers, "_CALL_OPERATIONS", operations * num_layers)
+    assert num_signs(start=0) == 1
+    assert num_signs(start=511) > 1
+
+
 def test_no_row_may_be_wanted(library, dtype):
     model = Model(library, dtype, num_threads=2)
     chunk = Chunk([1, 2, 3], 0, [0], None)

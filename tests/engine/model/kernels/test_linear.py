@@ -1,6 +1,5 @@
-"""The linear kernel against exact products, row by row, on every path."""
+"""The linear kernel against exact products, with weights whole or of 8 bits, on every path."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model.kernels.linear import NativeLinear
-from engine.model.kernels.packing import pack
+from engine.model.kernels.packing import INT8_DEPTH, pack
 from engine.model.operators import Norm
 
 pytestmark = pytest.mark.timeout(300)
@@ -20,6 +19,12 @@ UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 SILU_SLOPE = 1.1
 """Of silu, at most."""
 EPS = 1e-5
+SEGMENT = 1024
+"""Elements of x that share a scale where weights have 8 bits."""
+MAX_LEVEL = 16383
+"""Of x, then."""
+LONG = 2 * SEGMENT + 51
+"""Several segments, the last one short."""
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Case:
     seed: int
     float32_out: bool = False
     dtype: torch.dtype = torch.float32
+    quantized: bool = False
     x: torch.Tensor = field(init=False)
     weight: torch.Tensor = field(init=False)
     bias: torch.Tensor | None = field(init=False)
@@ -72,32 +78,43 @@ cases = st.builds(
     seed=st.integers(0, 2**32),
     float32_out=st.booleans(),
 )
+ids = ["plain", "gated"]
 GATED = Case(13, 67, 150, True, True, True, True, 1.0, 3, seed=1)
 PLAIN = replace(GATED, gated=False, has_norm=False)
 
 
+@pytest.fixture(scope="session", params=[False, True], ids=["whole", "int8"])
+def quantized(request) -> bool:
+    return request.param
+
+
 def make_layer(case: Case, library, teams) -> NativeLinear:
     team = teams[case.num_threads]
-    weight = pack(case.weight, library.depth, case.gated)
+    depth = INT8_DEPTH if case.quantized else library.depth
+    weight = pack(case.weight, depth, case.gated, case.quantized)
     return NativeLinear(library, team, weight, case.bias, case.norm, case.gated, case.float32_out)
 
 
-def exact(
-    case: Case,
-    weight: torch.Tensor | None = None,
-    cell_error: Callable[[torch.Tensor], torch.Tensor] = torch.zeros_like,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rounded(weight: torch.Tensor) -> torch.Tensor:
+    """What levels from -127 to 127, evenly spaced in each row, make of a weight."""
+    scales = weight.float().abs().amax(dim=1, keepdim=True) / 127
+    levels = (weight.float() / scales.where(scales > 0, 1.0)).round()
+    return levels.double() * scales.double()
+
+
+def a_level(x: torch.Tensor) -> torch.Tensor:
+    """The distance of two levels of x, segment by segment."""
+    tops = [part.abs().amax(dim=1, keepdim=True).expand_as(part) for part in x.split(SEGMENT, 1)]
+    return torch.cat(tops, dim=1) / MAX_LEVEL
+
+
+def exact(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer gives in float64, and the largest error that rounding on the way explains.
 
     Rounded are: each cell of the left-hand side, if it is not x itself; every float32 operation
-    of the norm and of a sum; a result.
-
-    Args:
-        case: The layer.
-        weight: What its weight stands for; None: itself.
-        cell_error: Of x as it is multiplied, what else its cells may be off by.
+    of the norm and of a sum; a result. Weights of 8 bits are what they have been rounded to.
     """
-    x, weight = case.x.double(), (case.weight if weight is None else weight).double()
+    x, weight = case.x.double(), rounded(case.weight) if case.quantized else case.weight.double()
     sum_unit = (2 * case.in_features + 16) * UNIT[torch.float32]
     cell_unit = 0.0
     if case.norm is not None:
@@ -106,7 +123,8 @@ def exact(
     bias = torch.zeros(len(weight)) if case.bias is None else case.bias.double()
     y = x @ weight.T + bias
     error = (x.abs() @ weight.abs().T) * (cell_unit + sum_unit) + bias.abs() * sum_unit
-    error = error + cell_error(x) @ weight.abs().T
+    if case.quantized:
+        error = error + a_level(x) @ weight.abs().T
     if case.gated:
         (gate, up), (gate_error, up_error) = y.chunk(2, dim=1), error.chunk(2, dim=1)
         y = F.silu(gate) * up
@@ -132,20 +150,27 @@ def check(case: Case, library, teams) -> None:
 
 
 @given(case=cases)
-def test_the_result_is_exact_but_for_rounding(library, dtype, teams, case):
-    check(replace(case, dtype=dtype), library, teams)
+def test_the_result_is_exact_but_for_rounding(library, dtype, teams, quantized, case):
+    check(replace(case, dtype=dtype, quantized=quantized), library, teams)
 
 
-@pytest.mark.parametrize("case", [PLAIN, GATED], ids=["plain", "gated"])
-def test_two_thousand_rows(library, dtype, teams, case):
-    check(replace(case, rows=2000, dtype=dtype), library, teams)
+@pytest.mark.parametrize("case", [PLAIN, GATED], ids=ids)
+def test_two_thousand_rows(library, dtype, teams, quantized, case):
+    check(replace(case, rows=2000, dtype=dtype, quantized=quantized), library, teams)
+
+
+@pytest.mark.parametrize("rows", [5, 100])
+@pytest.mark.parametrize("case", [PLAIN, GATED], ids=ids)
+def test_long_rows(library, dtype, teams, quantized, case, rows):
+    case = replace(case, rows=rows, dtype=dtype, quantized=quantized, in_features=LONG)
+    check(case, library, teams)
 
 
 @given(case=cases)
 def test_a_row_is_the_same_alone_and_among_others_with_any_number_of_threads(
-    library, dtype, teams, case
+    library, dtype, teams, quantized, case
 ):
-    case = replace(case, dtype=dtype)
+    case = replace(case, dtype=dtype, quantized=quantized)
     y = make_layer(case, library, teams)(case.x, case.residual)
     for num_threads in teams:
         layer = make_layer(replace(case, num_threads=num_threads), library, teams)
@@ -156,9 +181,9 @@ def test_a_row_is_the_same_alone_and_among_others_with_any_number_of_threads(
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("case", [PLAIN, GATED], ids=["plain", "gated"])
-def test_what_is_not_finite_stays_in_its_row(library, dtype, teams, case, poison):
-    case = replace(case, dtype=dtype)
+@pytest.mark.parametrize("case", [PLAIN, GATED], ids=ids)
+def test_what_is_not_finite_stays_in_its_row(library, dtype, teams, quantized, case, poison):
+    case = replace(case, dtype=dtype, quantized=quantized)
     layer = make_layer(case, library, teams)
     clean = layer(case.x, case.residual)
     for row in range(case.rows):
@@ -168,6 +193,24 @@ def test_what_is_not_finite_stays_in_its_row(library, dtype, teams, case, poison
         others = torch.arange(case.rows) != row
         assert torch.equal(y[others], clean[others])
         assert not y[row].isfinite().any()
+
+
+def test_zeros_give_zeros(library, dtype, teams, quantized):
+    case = replace(PLAIN, dtype=dtype, quantized=quantized, has_bias=False, has_residual=False)
+    zeros = torch.zeros_like(case.x)
+    assert not make_layer(case, library, teams)(zeros).any()
+    case.weight[:] = 0.0
+    assert not make_layer(case, library, teams)(case.x).any()
+
+
+def test_the_largest_levels_do_not_overflow(library, dtype, teams):
+    case = replace(PLAIN, dtype=dtype, quantized=True, has_bias=False, has_residual=False)
+    case = replace(case, in_features=LONG)
+    case.x[:], case.weight[:] = 1.0, -1.0
+    assert (make_layer(case, library, teams)(case.x) + case.in_features).abs().max() <= (
+        0.01 * case.in_features
+    )
+    check(case, library, teams)
 
 
 def test_silu_of_small_and_large_gates(library, dtype, teams):

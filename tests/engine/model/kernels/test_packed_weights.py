@@ -1,7 +1,9 @@
 """Weights that are packed once, in a file of the cache that processes share."""
 
+import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import re
 import subprocess
@@ -32,6 +34,8 @@ FORMS = [
 FORM = FORMS[1]
 LAYOUT = 1, "ff2405eaca965f8c"
 """The layout's version, and what it makes of some numbers."""
+FAULT_AROUND_KB = 64
+"""The system maps pages beside one that is read; which ones differs from process to process."""
 RANK = """
 import logging, sys
 from pathlib import Path
@@ -70,6 +74,14 @@ def load(directory: Path, form: Form = FORM) -> PackedWeights:
 
 def packed(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def writable(cache: Path) -> Path:
+    """The only file of packed weights, which may be written to now."""
+    [made] = packed(cache)
+    [file] = made.glob("*.safetensors")
+    file.chmod(0o600)
+    return file
 
 
 def start_rank(directory: Path) -> "subprocess.Popen[str]":
@@ -123,8 +135,10 @@ def test_a_second_process_maps_the_same_memory(cache, directory):
     sizes = dict(re.findall(r"(\w+): +(\d+) kB", mapping[1]))
     assert mapping[0] == "r--s"
     assert int(sizes["Rss"]) > 0
-    assert int(sizes["Private_Clean"]) == int(sizes["Private_Dirty"]) == 0
-    assert int(sizes["Pss"]) * 2 <= int(sizes["Rss"]) + 4
+    assert int(sizes["Private_Dirty"]) == 0
+    private = int(sizes["Private_Clean"])
+    assert private <= FAULT_AROUND_KB
+    assert int(sizes["Pss"]) * 2 <= int(sizes["Rss"]) + private + 4
 
 
 def test_of_ranks_that_start_at_once_one_packs(cache, directory):
@@ -140,7 +154,7 @@ def test_the_file_is_this_users_alone(cache, directory):
     load(directory)
     [made] = packed(cache)
     assert made.stat().st_mode & 0o777 == 0o700
-    assert [file.stat().st_mode & 0o077 for file in made.glob("*.safetensors")] == [0]
+    assert [file.stat().st_mode & 0o777 for file in made.glob("*.safetensors")] == [0o400]
 
 
 @pytest.mark.usefixtures("cache")
@@ -189,9 +203,7 @@ def test_forms_of_one_checkpoint_are_kept_side_by_side(cache, directory):
 
 def test_a_file_that_was_cut_short_is_made_again(cache, directory):
     load(directory)
-    [made] = packed(cache)
-    [file] = made.glob("*.safetensors")
-    os.truncate(file, 5000)
+    os.truncate(writable(cache), 5000)
     weights = load(directory)
     check(weights, directory, FORM)
     assert not weights.remark
@@ -199,15 +211,54 @@ def test_a_file_that_was_cut_short_is_made_again(cache, directory):
 
 def test_a_file_that_says_it_is_another_is_not_used(cache, directory):
     load(directory)
-    [made] = packed(cache)
-    [file] = made.glob("*.safetensors")
+    file = writable(cache)
     with file.open("r+b") as content:
         content.seek(100)
         content.write(b"?")
     weights = load(directory)
     check(weights, directory, FORM)
     assert "not the packed weights" in weights.remark
-    assert f"remove {made}" in weights.remark
+    assert f"remove {file.parent}" in weights.remark
+
+
+@pytest.mark.parametrize("length", [2**40, 2**63], ids=["memory", "size"])
+def test_a_damaged_file_of_another_form_is_removed_when_weights_are_packed(
+    cache, directory, length
+):
+    load(directory)
+    file = writable(cache)
+    with file.open("r+b") as content:
+        content.write(length.to_bytes(8, "little"))
+    load(directory, FORMS[0])
+    assert not file.exists()
+    assert len(packed(cache)) == 1
+
+
+def test_a_file_that_others_can_write_is_not_used(cache, directory):
+    load(directory)
+    [made] = packed(cache)
+    made.chmod(0o770)
+    weights = load(directory)
+    check(weights, directory, FORM)
+    assert f"others than this user can write {made}," in weights.remark
+    assert f"chmod go-w {made}" in weights.remark
+
+
+def test_a_file_that_cannot_be_mapped_is_not_used(cache, directory, monkeypatch):
+    map_file = mmap.mmap
+
+    def map_memory_alone(fd, *args, **options):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(str(cache)):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return map_file(fd, *args, **options)
+
+    monkeypatch.setattr(mmap, "mmap", map_memory_alone)
+    weights = load(directory)
+    check(weights, directory, FORM)
+    [made] = packed(cache)
+    assert f"cannot map {made}" in weights.remark
+    assert "No such device" in weights.remark
+    assert "XDG_CACHE_HOME=DIR" in weights.remark
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["f32", "bf16", "int8"])
@@ -224,10 +275,12 @@ def test_without_a_cache_weights_are_packed_in_memory_and_a_remark_says_so(
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monkeypatch):
-    write = PackedFile.write
+def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monkeypatch, caplog):
+    write, num_packed = PackedFile.write, 0
 
     def disturbed(self, file, weights):
+        nonlocal num_packed
+        num_packed += 1
         write(self, file, weights)
         os.utime(directory / "model.safetensors")
 
@@ -235,6 +288,8 @@ def test_a_checkpoint_that_changes_while_it_is_packed_is_refused(directory, monk
     with pytest.raises(ModelError, match="written to while they were read") as error:
         load(directory)
     assert "start again" in error.value.hint
+    assert num_packed == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_checkpoint_that_lacks_a_tensor_leaves_nothing_in_the_cache(cache, directory):
