@@ -150,6 +150,7 @@ class EngineCore:
         """Ends a request for which the model has computed no numbers."""
         request = item.request
         self._scheduler.abort(request.key)  # unless the token that means nothing has ended it
+        request.token_ids.pop()
         self._blocks.unpublish(request)
         item.finish_reason, item.stop_token_id = FinishReason.error, None
         item.logprobs, item.prompt_logprobs = None, []

@@ -270,6 +270,10 @@ def test_what_is_no_number_ends_its_request_with_an_error_and_no_other(poisoned,
             assert "logits are not finite, computed in float32" in output.error
             assert output.num_cached_tokens == 0
     assert broken.num_requests == 0
+    counted = {value.name: value for value in broken.metrics().values()}
+    assert counted["generation_tokens"].value == 40
+    assert sum(counted["time_to_first_token_seconds"].counts) == 2
+    assert counted["request_generation_tokens"].value == 40
 
 
 def test_what_is_no_number_in_a_prompt_that_was_given_up_spoils_no_other(poisoned, core, request):
