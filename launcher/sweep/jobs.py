@@ -55,6 +55,13 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     if len(actions) > 1:
         message = "action must be the same for all jobs of a sweep"
         raise Refused(f"{message}: {','.join(actions)}", f"action={actions[0]}")
+    swept = swept_keys(jobs)
+    texts = [text for job in jobs for text in job.overrides if _key(text) in swept]
+    if without_keys(texts) != texts:  # nothing that may be written down tells the jobs apart
+        raise Refused(
+            "frontend.api_keys takes one value, for the whole sweep",
+            "frontend.api_key_file=FILE,FILE: names of files may be shown",
+        )
     refuse_all(jobs, [_problem(job) for job in jobs])
 
 

@@ -52,6 +52,17 @@ def test_all_that_is_wrong_is_told_once():
     assert refused.value.hint == "dp=1"
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["frontend.api_keys=[sk-%d]", "++frontend.api_keys=[sk-%d]", "frontend={api_keys:[sk-%d]}"],
+)
+def test_api_keys_cannot_be_swept_since_they_are_never_written_down(override: str):
+    with pytest.raises(Refused, match="frontend.api_keys takes one value") as refused:
+        check_jobs([job("dp=1", override % number) for number in range(2)])
+    assert "sk-" not in f"{refused.value}"
+    check_jobs([job(f"dp={number}", override % 7) for number in range(2)])
+
+
 def test_a_single_job_is_refused_as_without_a_sweep():
     with pytest.raises(Refused, match="^dp must be at least 1: 0\nhint: dp=1$"):
         check_jobs([job("dp=0", dp=0)])
