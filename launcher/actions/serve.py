@@ -136,19 +136,17 @@ class Serving:
 
     async def _until_end(self) -> None:
         failure: LauncherError | None = None
-        forces = "Ctrl-C forces" if self._takes_signals else "stop(force=True) forces"
         try:
             number = await self._unless_signal(self._stay())
             if number is not None:
                 self._stop_check()
-                forces = forces.replace("Ctrl-C", "Ctrl-C again")
                 failure = Interrupted(number) if self._check is not None else None
         except LauncherError as problem:
             failure = problem
             self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
         self._control.stage = Stage.draining
         limit_s = self._plan.settings.drain_s
-        self._say(f"draining, at most {limit_s:g} s ({forces})")
+        self._say(f"draining, at most {limit_s:g} s ({self._what_forces})")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
             self._control.stage = Stage.ending
@@ -176,6 +174,12 @@ class Serving:
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    @property
+    def _what_forces(self) -> str:
+        if not self._takes_signals:
+            return "stop(force=True) forces"
+        return "Ctrl-C again forces" if self._signals.have_come(signal.SIGINT) else "Ctrl-C forces"
 
     async def _drain(self, limit_s: float) -> None:
         try:
@@ -245,3 +249,6 @@ class Signals:
             return False
         self._counted_s[number] = now_s
         return True
+
+    def have_come(self, number: int) -> bool:
+        return number in self._counted_s
