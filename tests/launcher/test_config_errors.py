@@ -266,12 +266,12 @@ def test_each_value_of_a_sweep_is_looked_at(flotilla):
 @pytest.mark.parametrize(
     ("typed", "works"),
     [
-        ("bench.concurency=1,2", "'bench.concurrency=[1,2]'"),
-        ("bench.concurency=[1,2],[4]", "'bench.concurrency=[1,2],[4]'"),
+        ("bench.concurrenci=1,2", "'bench.concurrency=[1,2]'"),
+        ("bench.concurrenci=[1,2],[4]", "'bench.concurrency=[1,2],[4]'"),
         ("ddp=1,2", "dp=1,2"),
         ("ddp=1,two", "dp=1"),
         ("ddp=range(1,3)", "'dp=range(1,3)'"),
-        ("modle=tiny,dummy", "model=tiny,dummy"),
+        ("modelx=tiny,dummy", "model=tiny,dummy"),
         ("max_num_seq=shuffle(3,4)", "'profile.max_num_seqs=shuffle(3,4)'"),
     ],
 )
