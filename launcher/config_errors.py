@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, ValueType
@@ -157,7 +157,9 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
             else:
                 values = override.sweep_iterator()
             each = (_problem(key, value, text, catalogue) for value in values)
-            yield from [problem for problem in each if problem is not None][:1]
+            first = next((problem for problem in each if problem is not None), None)
+            if first is not None:
+                yield replace(first, override=_right_sweep(override, catalogue) or first.override)
         elif not multirun:
             yield Problem(
                 f"{key} takes one value, or several with -m: {text}", f"-m {shlex.quote(text)}"
@@ -170,6 +172,20 @@ def _problems(override: Override, catalogue: Catalogue, multirun: bool) -> Itera
             yield Problem(message, "+" + text.lstrip("+"))
     elif override.is_add():
         yield Problem(f"{key} exists already, write it without +: {text}", text.lstrip("+"))
+
+
+def _right_sweep(override: Override, catalogue: Catalogue) -> str:
+    """A sweep with all values that were typed for a misspelt key; "" if it is none."""
+    key, text = override.key_or_group, override.input_line or ""
+    if key in catalogue.sections or key in catalogue.options or catalogue.in_other_choice(key):
+        return ""
+    close = _closest_key(key, catalogue)
+    if not close:
+        return ""
+    works = catalogue.written(close, text.partition("=")[2])
+    renamed = OverridesParser.create().parse_override(works)
+    wrong_too = next(_problems(renamed, catalogue, multirun=True), None)
+    return wrong_too.override if wrong_too else shlex.quote(works)
 
 
 def _list_without_brackets(override: Override, catalogue: Catalogue) -> Problem | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.checkpoints.sources import default_name, model_directory, pinned, read_facts
-from engine.config import ModelOptions
+from engine.config import ModelKind, ModelOptions
 from engine.errors import ModelError
 from engine.model.facts import ModelFacts
 from launcher.addresses import with_head_address
@@ -82,16 +82,13 @@ def _resolve(config: LaunchConfig, session: "Session | None") -> Resolved:
     except ModelError as error:
         raise Refused(str(error), error.hint) from error
     cluster = find_cluster(config, session)  # as it is now: a model may take minutes to fetch
-    passed = passed_environment(os.environ)
-    if isinstance(config.backend, RayOptions):  # which says itself what an actor sees
-        passed = tuple(name for name in passed if name != "CUDA_VISIBLE_DEVICES")
     return Resolved(
         facts=facts,
         model=pinned(config.model, directory),
         model_name=model_name,
         cluster=cluster,
         session=session,
-        passed_environment=passed,
+        passed_environment=passed_environment(config, os.environ),
     )
 
 
@@ -155,11 +152,16 @@ def find_cluster(config: LaunchConfig, session: "Session | None" = None) -> Clus
     return with_head_address(cluster, config.head)
 
 
-def passed_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
+def passed_environment(config: LaunchConfig, environment: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the set variables of other tools that concern the processes; never their values."""
+    kept_here = set()
+    if isinstance(config.backend, RayOptions):
+        kept_here.add("CUDA_VISIBLE_DEVICES")  # Ray says itself what an actor sees
+        if config.model.kind is not ModelKind.hub:
+            kept_here.add("HF_TOKEN")  # each rank fetches its model, but no other kind with it
     return tuple(
         name
-        for name in sorted(environment)
+        for name in sorted(environment.keys() - kept_here)
         if name.startswith(PASSED_PREFIXES) or name.upper() in PASSED_NAMES
     )
 

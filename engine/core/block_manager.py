@@ -25,9 +25,6 @@ class BlockManager:
     def num_free(self) -> int:
         return len(self._free)
 
-    def is_held(self, block: int) -> bool:
-        return self._holders[block] > 0
-
     def num_needed(self, num_tokens: int) -> int:
         """Blocks that so many tokens fill."""
         return -(-num_tokens // self.block_size)

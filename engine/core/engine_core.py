@@ -127,14 +127,11 @@ class EngineCore:
         result = self._runner.execute([_chunk(item) for item in scheduled])
         for index, scores in result.prompt_logprobs.items():
             scheduled[index].request.prompt_logprobs += scores
-        spoilt = _blocks_of(scheduled, result.failed)
         produced = self._scheduler.postprocess(scheduled, result.token_ids)
         for index, logprobs in result.logprobs.items():
             produced[index].logprobs = logprobs
         for index in result.failed:
             self._fail(produced[index])
-        if spoilt:
-            self._runner.erase([block for block in spoilt if not self._blocks.is_held(block)])
         ended_s = time.perf_counter()
         num_tokens = sum([item.num_tokens for item in scheduled])
         self._budget.note(num_tokens, len(scheduled), ended_s - began_s)
@@ -153,6 +150,7 @@ class EngineCore:
         """Ends a request for which the model has computed no numbers."""
         request = item.request
         self._scheduler.abort(request.key)  # unless the token that means nothing has ended it
+        request.token_ids.pop()
         self._blocks.unpublish(request)
         item.finish_reason, item.stop_token_id = FinishReason.error, None
         item.logprobs, item.prompt_logprobs = None, []
@@ -180,14 +178,6 @@ def _log_ended(request: Request, reason: FinishReason) -> None:
     logger.debug(
         "request %s: %s, %d tokens", request.external_id, reason.value, request.num_outputs
     )
-
-
-def _blocks_of(scheduled: Sequence[Scheduled], failed: Sequence[int]) -> set[int]:
-    """The blocks of items, given by their place among those that want a token."""
-    if not failed:
-        return set()
-    wanting = [item.request for item in scheduled if item.wants_token]
-    return {block for index in failed for block in wanting[index].block_ids}
 
 
 def _chunk(item: Scheduled) -> Chunk:

@@ -76,14 +76,19 @@ class EngineMetrics:
         self.step_s += (elapsed_s - self.step_s) * (_SMOOTHING if self.step_s else 1.0)
         values.observe(STEP_TIME, elapsed_s)
         values.observe(ITERATION_TOKENS, num_tokens)
-        values.add(GENERATION_TOKENS, len(produced))
-        self._note_tokens(produced, ended_s)
-
-    def _note_tokens(self, produced: Iterable[Produced], now_s: float) -> None:
-        """Times each token. Those of one step mostly follow those of one other: few intervals."""
-        num_after: dict[float, int] = {}
+        self._note_tokens([item.request for item in produced if not item.error], ended_s)
         for item in produced:
-            request = item.request
+            if item.finish_reason is not None:
+                self.note_ended(item.request, item.finish_reason, ended_s)
+
+    def _note_tokens(self, requests: Sequence[Request], now_s: float) -> None:
+        """Counts and times a token of each.
+
+        Those of one step mostly follow those of one other: few intervals.
+        """
+        self.values.add(GENERATION_TOKENS, len(requests))
+        num_after: dict[float, int] = {}
+        for request in requests:
             last_s = request.token_s
             request.token_s = now_s
             if last_s:
@@ -91,7 +96,5 @@ class EngineMetrics:
             else:
                 self.values.add(PROMPT_TOKENS, request.num_prompt_tokens)
                 self.values.observe(TIME_TO_FIRST_TOKEN, now_s - request.arrived_s)
-            if item.finish_reason is not None:
-                self.note_ended(request, item.finish_reason, now_s)
         for last_s, count in num_after.items():
             self.values.observe(INTER_TOKEN_LATENCY, now_s - last_s, count)

@@ -11,7 +11,6 @@ In layers with a sliding window a context begins with the block of the first tok
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +52,14 @@ class PagedCache:
         device: torch.device,
     ) -> None:
         shape = (2, num_kv_heads, num_blocks + 1, block_size, head_dim)
-        self._kv = lazy_zeros(shape, dtype, device)
-        self._rows = self._kv.view(-1, head_dim)
-        self._blocks = self._kv.view(-1, block_size * head_dim)
+        keys_values = lazy_zeros(shape, dtype, device)
+        self._rows = keys_values.view(-1, head_dim)
+        self._blocks = keys_values.view(-1, block_size * head_dim)
 
     def write(self, keys_values: torch.Tensor, step: "AttentionStep") -> None:
         """Stores new keys and values, [tokens, 2*H, D], keys first."""
+        if step.begun_rows is not None:
+            self._blocks.index_fill_(0, step.begun_rows, 0)
         rows = keys_values.reshape(-1, keys_values.shape[-1])
         self._rows.index_copy_(0, step.cache_rows, rows)
 
@@ -67,11 +68,6 @@ class PagedCache:
         blocks = F.embedding(group.block_rows, self._blocks)
         keys, values = blocks.view(2, group.num_batches, group.context, -1)
         return keys, values
-
-    def erase(self, block_ids: Sequence[int]) -> None:
-        """Fills blocks with zeros."""
-        index = torch.tensor(block_ids, dtype=torch.int64, device=self._kv.device)
-        self._kv.index_fill_(2, index, 0)
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -110,6 +106,9 @@ class AttentionStep:
 
     cache_rows: torch.Tensor
     """[tokens*2*H] rows of the cache that new keys and values go to."""
+    begun_rows: torch.Tensor | None
+    """[2*H*B] rows of blocks that are begun now and not filled: what others left there is erased,
+    since it is masked, but a NaN times 0 is one."""
     rotation: tuple[torch.Tensor, torch.Tensor]
     """cos and signed sin, [tokens, 1, D] each."""
     groups: dict[int | None, list[_GroupStep]]
@@ -146,9 +145,6 @@ class TorchAttention:
             self._device,
         )
 
-    def erase(self, cache: PagedCache, block_ids: Sequence[int]) -> None:
-        cache.erase(block_ids)
-
     def tile_tokens(self, start: int) -> int:
         return min(MAX_TILE_TOKENS, max(1, MAX_GROUP_SCORES // (start + MAX_TILE_TOKENS)))
 
@@ -160,6 +156,7 @@ class TorchAttention:
         groups = group_tiles(layout.tiles)
         return AttentionStep(
             cache_rows=cache_rows.flatten().to(self._device),
+            begun_rows=self._begun_rows(layout),
             rotation=(
                 F.embedding(positions, self._cos)[:, None],
                 F.embedding(positions, self._sin)[:, None],
@@ -169,6 +166,18 @@ class TorchAttention:
                 for window in self._windows
             },
         )
+
+    def _begun_rows(self, layout: Layout) -> torch.Tensor | None:
+        size = self._block_size
+        begun = [
+            layout.block_ids[tile.chunk][tile.context // size]
+            for tile in layout.tiles
+            if 0 < tile.context % size <= tile.length
+        ]
+        if not begun:
+            return None
+        heads = torch.arange(2 * self._num_kv_heads) * (self._num_blocks + 1)
+        return (heads[:, None] + torch.tensor(begun)).flatten().to(self._device)
 
     def _begin_group(self, tiles: list[Tile], layout: Layout, window: int | None) -> _GroupStep:
         tile_tokens = tiles[0].length

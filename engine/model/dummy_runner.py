@@ -33,9 +33,6 @@ class DummyRunner:
     def warm_up(self) -> None:
         pass
 
-    def erase(self, block_ids: Sequence[int]) -> None:
-        pass
-
     def execute(self, chunks: Sequence[Chunk]) -> StepResult:
         """The letter of each output index."""
         if self._step_s:

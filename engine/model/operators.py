@@ -77,10 +77,6 @@ class Attention(Protocol):
         """An empty cache of one layer."""
         ...
 
-    def erase(self, cache: Any, block_ids: Sequence[int]) -> None:
-        """Leaves nothing in blocks that is not finite: what is masked is multiplied by 0 too."""
-        ...
-
     def tile_tokens(self, start: int) -> int:
         """Most tokens of one sequence, from position `start` on, that attend as one tile."""
         ...

@@ -52,7 +52,7 @@ class StepResult:
 
 
 class Runner(Protocol):
-    """What an engine core needs of a model: each method once, in this order, then the last two."""
+    """What an engine core needs of a model: each method once, in this order, then the last."""
 
     remark: str
     """What the user should know once it is warmed up, such as what it has to do without."""
@@ -67,8 +67,4 @@ class Runner(Protocol):
 
     def execute(self, chunks: Sequence[Chunk]) -> StepResult:
         """Computes the chunks and chooses the tokens that follow."""
-        ...
-
-    def erase(self, block_ids: Sequence[int]) -> None:
-        """Removes what is not finite from cache blocks that nobody holds."""
         ...

@@ -113,11 +113,6 @@ class TorchRunner:
         return result
 
     @torch.inference_mode()
-    def erase(self, block_ids: Sequence[int]) -> None:
-        for cache in self._caches:
-            self._attention.erase(cache, block_ids)
-
-    @torch.inference_mode()
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes the chunks and gives what `execute` would choose from, [rows, V]."""
         sampled, _ = self._compute(chunks)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from engine.wording import counted
+from launcher import BEGAN_S
 from launcher.control import SOCKET_NAME, Stage
 from launcher.control_server import Control
 from launcher.deployment import Deployment
@@ -50,7 +51,8 @@ class Serving:
         stop_check: Called when a signal comes before the check is done, so that draining does not
             wait for what it still asks for.
         on_ready: Called with the address of the front ends when all is ready.
-        takes_signals: Else somebody calls `end`. Only the main thread can have signals.
+        takes_signals: It is what a command does. Else it is one thing that a process does, and
+            somebody calls `end`: only the main thread can have signals.
 
     Attributes:
         num_cut_off: Requests still in flight when draining ended; None: it has not been drained.
@@ -72,7 +74,8 @@ class Serving:
         self.num_cut_off: int | None = None
         self._executor = make_executor(plan, means, self._tell)
         self._terminal = Terminal()
-        self._began = time.monotonic()
+        self._began_s = BEGAN_S if takes_signals else time.monotonic()
+        self._planned_s = time.monotonic() - self._began_s
         self._deployment = Deployment(plan, self._executor, self._tell)
         self._signals = Signals()
         self._taken_signals: asyncio.Queue[int] = asyncio.Queue()
@@ -121,30 +124,29 @@ class Serving:
             await self._deployment.kill()
             raise Interrupted(number)
         self._control.stage = Stage.serving
-        elapsed_s = time.monotonic() - self._began
+        elapsed_s = time.monotonic() - self._began_s
         self._say(
             f"ready after {elapsed_s:.1f} s: {self._executor.addresses[0]}/v1  "
             f"model {self._plan.settings.model_name}{'  (Ctrl-C ends)' * self._takes_signals}"
         )
         if summary := self._deployment.waterfall.summary():
-            self._say(f"  {summary}")
+            planned = f"planned after {self._planned_s:.1f} s; " * self._takes_signals
+            self._say(f"  {planned}{summary}")
         self._on_ready(self._executor.addresses[0])
 
     async def _until_end(self) -> None:
         failure: LauncherError | None = None
-        forces = "Ctrl-C forces" if self._takes_signals else "stop(force=True) forces"
         try:
             number = await self._unless_signal(self._stay())
             if number is not None:
                 self._stop_check()
-                forces = forces.replace("Ctrl-C", "Ctrl-C again")
                 failure = Interrupted(number) if self._check is not None else None
         except LauncherError as problem:
             failure = problem
             self._say(f"{str(problem).splitlines()[0]}: ending", style="red")
         self._control.stage = Stage.draining
         limit_s = self._plan.settings.drain_s
-        self._say(f"draining, at most {limit_s:g} s ({forces})")
+        self._say(f"draining, at most {limit_s:g} s ({self._what_forces})")
         number = await self._unless_signal(self._drain(limit_s))
         if number is not None:
             self._control.stage = Stage.ending
@@ -172,6 +174,12 @@ class Serving:
             for each in waiting:
                 each.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    @property
+    def _what_forces(self) -> str:
+        if not self._takes_signals:
+            return "stop(force=True) forces"
+        return "Ctrl-C again forces" if self._signals.have_come(signal.SIGINT) else "Ctrl-C forces"
 
     async def _drain(self, limit_s: float) -> None:
         try:
@@ -222,7 +230,7 @@ class Serving:
             self._taken_signals.put_nowait(signal.SIGINT)
 
     def _tell(self, process: str, news: str) -> None:
-        elapsed_s = time.monotonic() - self._began
+        elapsed_s = time.monotonic() - self._began_s
         self._say(f"{elapsed_s:6.1f} s  {process:<12} {news}")
 
     def _say(self, line: str, style: str | None = None) -> None:
@@ -241,3 +249,6 @@ class Signals:
             return False
         self._counted_s[number] = now_s
         return True
+
+    def have_come(self, number: int) -> bool:
+        return number in self._counted_s

@@ -15,6 +15,8 @@ from engine.fork_server import FROM_SERVER, MAX_MESSAGE_BYTES, Ended, Fork, Fork
 
 logger = logging.getLogger(__name__)
 
+_START_S = 10.0
+"""Seconds that the kernel gets to start the server; what it imports is not waited for."""
 _END_S = 5.0
 """Seconds that the kernel gets to end the server when it is killed."""
 
@@ -88,6 +90,7 @@ class ForkServer:
         self._num_threads, self._log_path = num_threads, log_path
         self._socket: socket.socket | None = None
         self._server: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
         self._gone = asyncio.Event()
         self._last_number = 0
         self._processes: dict[int, ForkedProcess] = {}
@@ -98,7 +101,8 @@ class ForkServer:
         Raises:
             OSError: The server cannot be started, or takes no more.
         """
-        ours = self._socket or await self._start()
+        async with asyncio.timeout(_START_S), self._starting:
+            ours = self._socket or await self._start()
         self._last_number += 1
         process = self._processes[self._last_number] = ForkedProcess()
         message = msgspec.msgpack.encode(Fork(self._last_number))
@@ -138,7 +142,7 @@ class ForkServer:
                 env=os.environ | self._environment(),
                 pass_fds=(theirs.fileno(),),
             )
-        except OSError:
+        except BaseException:
             ours.close()
             raise
         finally:

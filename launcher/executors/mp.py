@@ -37,11 +37,13 @@ _TAIL_BYTES = 64 << 10
 _MAX_LOG_BYTES = 32 << 20
 _TRIM_INTERVAL_S = 10.0
 
+_Process = asyncio.subprocess.Process | ForkedProcess
+
 
 @dataclass(slots=True)
 class _Child:
     incarnation: int
-    process: asyncio.subprocess.Process | ForkedProcess
+    process: _Process
     lifeline: int
     """The launcher's end: closing it tells the child to end."""
     has_ended: bool = False
@@ -49,6 +51,11 @@ class _Child:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
+
+    def close_lifeline(self) -> None:
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
 
 
 class MpExecutor:
@@ -108,8 +115,7 @@ class MpExecutor:
 
     async def restart(self, name: str) -> int:
         ended = self._children[name]
-        os.close(ended.lifeline)
-        ended.lifeline = -1
+        ended.close_lifeline()
         spec = next(process for process in self._plan.processes if process.name == name)
         await self._spawn(spec, ended.incarnation + 1)
         return ended.incarnation + 1
@@ -132,8 +138,7 @@ class MpExecutor:
                 os.set_blocking(child.lifeline, False)
                 with contextlib.suppress(OSError):  # it is gone, or has not read what it is to be
                     os.write(child.lifeline, FAREWELL)
-                os.close(child.lifeline)
-                child.lifeline = -1
+                child.close_lifeline()
         if self._trimmer is not None:
             self._trimmer.cancel()
         if self._watchers:
@@ -172,23 +177,32 @@ class MpExecutor:
             asked_s=time.monotonic(),
             run_directory=str(self._directory.path),
         )
-        theirs, ours = os.pipe()
-        log = os.open(self.log_path(spec.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            process = await self._begin(spec.role, theirs, log, launch.listen_fds)
+            process, ours = await self._begin(spec, launch.listen_fds)
         except OSError as problem:
-            os.close(ours)
             raise StartFailed(f"{spec.name} could not be started: {problem}") from problem
-        finally:
-            os.close(theirs)
-            os.close(log)
         child = self._children[spec.name] = _Child(incarnation, process, ours)
         self._watchers.append(asyncio.create_task(self._watch(spec.name, child)))
         await asyncio.to_thread(_write_all, os.dup(ours), frame(msgspec.msgpack.encode(launch)))
 
-    async def _begin(
+    async def _begin(self, spec: ProcessSpec, listen_fds: tuple[int, ...]) -> tuple[_Process, int]:
+        """A new process, and the launcher's end of its lifeline."""
+        log = os.open(self.log_path(spec.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            theirs, ours = os.pipe()
+            try:
+                return await self._process(spec.role, theirs, log, listen_fds), ours
+            except BaseException:
+                os.close(ours)
+                raise
+            finally:
+                os.close(theirs)
+        finally:
+            os.close(log)
+
+    async def _process(
         self, role: Role, lifeline: int, log: int, listen_fds: tuple[int, ...]
-    ) -> asyncio.subprocess.Process | ForkedProcess:
+    ) -> _Process:
         """Engine cores are forked, from what has imported torch; the others do not need it."""
         if role is Role.engine:
             return await self._fork_server.fork(lifeline, log)

@@ -1,10 +1,12 @@
 """The jobs of a sweep as they were composed: what they share, in what they differ. No processes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from launcher.api_keys import without_keys
 from launcher.config import LaunchConfig
@@ -13,6 +15,9 @@ from launcher.errors import Refused
 
 _OF_THE_SWEEP = ("sweep", "bench.repeat", "bench.dir")
 """Keys and sections that say how a sweep is run, and nothing of what is measured."""
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9/._-]*")
+_WORDS = ("null", "true", "false", "inf", "nan")
+"""What Hydra takes for something else than text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,13 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     if len(actions) > 1:
         message = "action must be the same for all jobs of a sweep"
         raise Refused(f"{message}: {','.join(actions)}", f"action={actions[0]}")
+    swept = swept_keys(jobs)
+    texts = [text for job in jobs for text in job.overrides if _key(text) in swept]
+    if without_keys(texts) != texts:  # nothing that may be written down tells the jobs apart
+        raise Refused(
+            "frontend.api_keys takes one value, for the whole sweep",
+            "frontend.api_key_file=FILE,FILE: names of files may be shown",
+        )
     refuse_all(jobs, [_problem(job) for job in jobs])
 
 
@@ -121,10 +133,11 @@ def without_the_sweep(config: dict[str, Any]) -> dict[str, Any]:
 
 def quoted(key: str, value: str) -> str:
     """An override whose value Hydra takes as it stands."""
-    if all(each.isalnum() or each in "/._-" for each in value) and value.isascii():
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return f"{key}={value}"
-    escaped = value.replace('"', '\\"')
-    return f'{key}="{escaped}"'
+    # `${` would begin an interpolation. OmegaConf halves the backslashes before it.
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return f"{key}={QuotedString(literal, Quote.double).with_quotes()}"
 
 
 def _problem(job: Job) -> Refused | None:

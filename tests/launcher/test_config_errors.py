@@ -264,6 +264,24 @@ def test_each_value_of_a_sweep_is_looked_at(flotilla):
 
 
 @pytest.mark.parametrize(
+    ("typed", "works"),
+    [
+        ("bench.concurrenci=1,2", "'bench.concurrency=[1,2]'"),
+        ("bench.concurrenci=[1,2],[4]", "'bench.concurrency=[1,2],[4]'"),
+        ("ddp=1,2", "dp=1,2"),
+        ("ddp=1,two", "dp=1"),
+        ("ddp=range(1,3)", "'dp=range(1,3)'"),
+        ("modelx=tiny,dummy", "model=tiny,dummy"),
+        ("max_num_seq=shuffle(3,4)", "'profile.max_num_seqs=shuffle(3,4)'"),
+    ],
+)
+def test_a_misspelt_key_of_a_sweep_is_mended_with_all_its_values(flotilla, typed, works):
+    code, _, err = flotilla("-m", typed)
+    key = typed.partition("=")[0]
+    assert (code, err) == (2, f"there is no option {key}: {typed}\nhint: {works}\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("+ci=glob(*)", "dp=x"), "dp must be a whole number: x\nhint: dp=1\n"),

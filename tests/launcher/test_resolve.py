@@ -110,9 +110,17 @@ def test_only_names_of_other_tools_variables_are_passed():
         "FLOTILLA_DP": "3",
         "HOME": "/root",
     }
-    assert passed_environment(environment) == (
+    assert passed_environment(config_of(), environment) == (
         *("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "NCCL_DEBUG", "http_proxy"),
     )
+
+
+@pytest.mark.parametrize("kind", ModelKind)
+def test_a_token_of_the_hub_travels_where_a_model_is_fetched_with_it(kind: ModelKind):
+    environment = {"CUDA_VISIBLE_DEVICES": "", "HF_HOME": "/models", "HF_TOKEN": "secret"}
+    config = on_ray("split", model=ModelOptions(kind=kind))
+    passed = ("HF_HOME", "HF_TOKEN") if kind is ModelKind.hub else ("HF_HOME",)
+    assert passed_environment(config, environment) == passed
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_it_serves_two_ranks_and_leaves_nothing_behind(runtime):
 
 def test_it_says_what_the_start_took(runtime):
     with serving("model=tiny", "dp=2", runtime_directory=runtime) as (launcher, client):
-        launcher.wait_for(r"engine-\d was last: starting \d")
+        launcher.wait_for(r"planned after \d\.\d s; engine-\d was last: starting \d")
         wanted = {'frontend="frontend-0",', 'rank="0",', 'rank="1",', ""}
         deadline = time.monotonic() + METRICS_S
         while time.monotonic() < deadline:  # each process reports at its own pace

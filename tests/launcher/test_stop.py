@@ -43,6 +43,7 @@ def test_what_is_in_flight_finishes_and_whoever_stops_as_well_waits_with_it(runt
                 stopping(launcher, runtime=runtime) as first,
                 stopping(launcher, runtime=runtime) as second,
             ):
+                launcher.wait_for(r"draining, at most 100 s \(Ctrl-C forces\)")
                 for stop in (first, second):
                     stop.wait_for("draining: 1 request in flight")
                 engine.resume()

@@ -103,17 +103,6 @@ class NativeAttention:
     def new_cache(self) -> torch.Tensor:
         return lazy_zeros(self._cache_shape, self._dtype, torch.device("cpu"))
 
-    def erase(self, cache: torch.Tensor, block_ids: Sequence[int]) -> None:
-        # A panel may hold several blocks: numbers in it stay.
-        size = self._struct.block_size
-        panels = {
-            panel
-            for block in block_ids
-            for panel in range(block * size // _PANEL, -(-(block + 1) * size // _PANEL))
-        }
-        index = torch.tensor(sorted(panels), dtype=torch.int64)
-        cache[index] = cache[index].nan_to_num(0.0, 0.0, 0.0)
-
     def tile_tokens(self, _start: int) -> int:
         return MAX_TILE_TOKENS
 

@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
@@ -28,6 +30,9 @@ import psutil
 from engine.lifeline import FAREWELL, Lifeline, frame
 from launcher.errors import StartFailed
 from launcher.node_names import NAME_LABEL
+
+if TYPE_CHECKING:
+    from launcher.plan import DeploymentPlan
 
 _PR_SET_CHILD_SUBREAPER = 36
 """Source: linux/prctl.h."""
@@ -60,7 +65,25 @@ class NodeSize(msgspec.Struct, frozen=True):
     """Of the machine's GPUs those that are this node's, as in CUDA_VISIBLE_DEVICES; None: all."""
 
 
-def with_gpu_ids(sizes: Sequence[NodeSize], visible: Sequence[str]) -> tuple[NodeSize, ...]:
+def sizes_for(plan: "DeploymentPlan", visible_gpu_ids: Sequence[str]) -> tuple[NodeSize, ...]:
+    """The nodes that a plan counts on, with at least the CPUs and GPUs planned."""
+    planned: Counter[tuple[str, str]] = Counter()
+    for group in plan.groups:
+        for bundle in group.bundles:
+            for resource, number in bundle.resources.items():
+                planned[bundle.node, resource] += number
+    sizes = [
+        NodeSize(
+            node.id,
+            max(node.cpus, planned[node.id, "CPU"]),
+            max(node.gpus, planned[node.id, "GPU"]),
+        )
+        for node in plan.nodes
+    ]
+    return _with_gpu_ids(sizes, visible_gpu_ids)
+
+
+def _with_gpu_ids(sizes: Sequence[NodeSize], visible: Sequence[str]) -> tuple[NodeSize, ...]:
     """The nodes with GPUs of their own, where the machine has as many as they are said to have."""
     if sum(size.num_gpus for size in sizes) > len(visible) or not visible:
         return tuple(sizes)

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import secrets
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from launcher.executors.base import Exit, Means, Tell
 from launcher.executors.mp import MpExecutor
 from launcher.executors.ray.causes import cause_of
 from launcher.executors.ray.connection import own_address
-from launcher.executors.ray.emulated import EmulatedNodes, NodeSize, with_gpu_ids
+from launcher.executors.ray.emulated import EmulatedNodes, sizes_for
 from launcher.executors.ray.groups import Groups
 from launcher.executors.ray.launch import EngineLaunch, boot_id
 from launcher.executors.ray.session import CALL_S, Session
@@ -180,24 +179,8 @@ class RayExecutor:
         self._watchers.append(asyncio.create_task(watch.run()))
 
     async def _emulate(self) -> Session:
-        """Starts the nodes that the plan counts on, with at least the CPUs and GPUs planned."""
-        plan = self._plan
-        planned: Counter[tuple[str, str]] = Counter()
-        for group in plan.groups:
-            for bundle in group.bundles:
-                for resource, number in bundle.resources.items():
-                    planned[bundle.node, resource] += number
-        sizes = with_gpu_ids(
-            [
-                NodeSize(
-                    node.id,
-                    max(node.cpus, planned[node.id, "CPU"]),
-                    max(node.gpus, planned[node.id, "GPU"]),
-                )
-                for node in plan.nodes
-            ],
-            visible_gpu_ids(os.environ),
-        )
+        """Starts the nodes that the plan counts on."""
+        sizes = sizes_for(self._plan, visible_gpu_ids(os.environ))
         self._tell(_TOLD, f"starting {counted(len(sizes), 'emulated node')}")
         self._emulated = EmulatedNodes(sizes)
         await self._emulated.start(lambda name: self._tell(_TOLD, f"node {name} runs"))

@@ -30,6 +30,7 @@ from tests.engine.greedy import make_core
 from tests.engine.settings import dummy_settings, make_settings
 
 EOS = 2
+POISON = 300
 NEAR = 1e-3
 """Natural logarithms, float32 here and in transformers."""
 
@@ -51,6 +52,17 @@ def directory(tmp_path_factory) -> Path:
     )
     path = tmp_path_factory.mktemp("model")
     write_random_checkpoint(path, facts, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def poisoned(directory: Path, tmp_path_factory) -> Path:
+    """The same model, but one token has an embedding of no numbers."""
+    path = tmp_path_factory.mktemp("poisoned")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][POISON] = math.nan
+    shutil.copy(directory / "config.json", path)
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
     return path
 
 
@@ -237,24 +249,16 @@ def test_token_ids_that_the_vocabulary_does_not_have_are_refused(core, parameter
     assert core.num_requests == 0
 
 
-def test_what_is_no_number_ends_its_request_with_an_error_and_no_other(
-    directory, tmp_path, core, request
-):
-    """A model in which one token has an embedding of no numbers."""
-    poison = 300
-    weights = load_file(directory / "model.safetensors")
-    weights["model.embed_tokens.weight"][poison] = math.nan
-    shutil.copy(directory / "config.json", tmp_path)
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+def test_what_is_no_number_ends_its_request_with_an_error_and_no_other(poisoned, core, request):
     kernels = Kernels[request.node.callspec.params["core"]]
-    broken = make_core(make_settings(tmp_path, kernels=kernels), tmp_path)
-    clean, other = ([token for token in prompt_of(60, seed) if token != poison] for seed in (5, 6))
-    sampling = SamplingParams(20, seed=4, ignore_eos=True, logit_bias={poison: -100.0})
+    broken = make_core(make_settings(poisoned, kernels=kernels), poisoned)
+    clean, other = ([token for token in prompt_of(60, seed) if token != POISON] for seed in (5, 6))
+    sampling = SamplingParams(20, seed=4, ignore_eos=True, logit_bias={POISON: -100.0})
     scored = SamplingParams(9, temperature=0.0, logprobs=2, prompt_logprobs=1)
     [alone] = run(core, [(clean, sampling)])
     for _ in range(2):  # the second time nothing of the first is found
         first, second, third = run(
-            broken, [([*other, poison], scored), (clean, sampling), ([poison] * 40, sampling)]
+            broken, [([*other, POISON], scored), (clean, sampling), ([POISON] * 40, sampling)]
         )
         assert tokens_of(second) == tokens_of(alone)
         for failed in (first, third):
@@ -266,6 +270,26 @@ def test_what_is_no_number_ends_its_request_with_an_error_and_no_other(
             assert "logits are not finite, computed in float32" in output.error
             assert output.num_cached_tokens == 0
     assert broken.num_requests == 0
+    counted = {value.name: value for value in broken.metrics().values()}
+    assert counted["generation_tokens"].value == 40
+    assert sum(counted["time_to_first_token_seconds"].counts) == 2
+    assert counted["request_generation_tokens"].value == 40
+
+
+def test_what_is_no_number_in_a_prompt_that_was_given_up_spoils_no_other(poisoned, core, request):
+    """Its blocks are given to the next one, which fills the last of them in part."""
+    kernels = Kernels[request.node.callspec.params["core"]]
+    limits = {"cache": {"num_blocks": 6}, "max_num_batched_tokens": 32, "max_num_seqs": 8}
+    broken = make_core(make_settings(poisoned, kernels=kernels, **limits), poisoned)
+    clean = [token for token in prompt_of(60, 5) if token != POISON]
+    sampling = SamplingParams(20, seed=4, ignore_eos=True, logit_bias={POISON: -100.0})
+    [alone] = run(core, [(clean, sampling)])
+    broken.add_request("test", AddRequest(0, 0, [POISON] * 90, sampling))
+    for _ in range(2):
+        assert not broken.step()
+    broken.end_request("test", 0, FinishReason.abort)
+    [outputs] = run(broken, [(clean, sampling)])
+    assert tokens_of(outputs) == tokens_of(alone)
 
 
 def test_the_runner_that_computes_nothing_tells_log_probabilities_too():

@@ -107,6 +107,19 @@ def test_what_is_forked_survives_the_server_and_another_is_started(tmp_path: Pat
     run(test())
 
 
+def test_forks_at_one_time_start_one_server(tmp_path: Path):
+    async def test() -> None:
+        async with server_in(tmp_path) as server:
+            both = await asyncio.gather(*(forked(server, tmp_path / "log") for _ in range(2)))
+            children = [await until_forked(process) for process, _ in both]
+            assert len({child.ppid() for child in children}) == 1
+            for process, ours in both:
+                os.close(ours)
+                assert await process.wait() == 1
+
+    run(test())
+
+
 def test_what_is_not_forked_when_the_server_ends_never_is(tmp_path: Path):
     before = psutil.Process().children()
 
