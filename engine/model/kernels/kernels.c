@@ -26,7 +26,7 @@
 enum {
     CHUNK = 4,         /* panels of keys that attention takes at once */
     SPAN = 512,        /* positions that attention sums by themselves, whoever does it */
-    SPLIT_ITEMS = 2,   /* sequences' heads for each thread: where there are fewer, spans are items */
+    SPLIT_ITEMS = 2,   /* heads of sequences for each thread: where there are fewer, spans are items */
     LINES = 4,         /* of 64 bytes in a step of a group of weights, whatever their type */
     FETCHED = 8,       /* steps for which memory is fetched at once: seldom, for the inner loop's sake */
     FETCHING_PASSES = 4, /* over weights, the last ones, during which the next ones are fetched */
@@ -43,6 +43,33 @@ struct linear {
     int32_t float_out; /* outputs are float32, whatever the type of the rest */
     const float *scales; /* of the columns of a weight of 8 bits, in the order of the panels */
 };
+
+/* One item of a product: rows [row, end) of the outputs of num_panels panels, 2 or 4, from `panel`. */
+struct share {
+    int64_t panel, num_panels, row, end;
+};
+
+/* Items of a product: groups, of which the last ones, one for each thread, are cut in two. */
+INLINE int64_t num_shares(int64_t num_groups, int64_t num_threads)
+{
+    return num_groups + (num_groups < num_threads ? num_groups : num_threads);
+}
+
+/* A group or half of one, so that all threads end together: half of its rows, or half of its panels
+ * where all rows are one pass, so that no weights are waited for twice.
+ */
+static struct share share_of(
+    int64_t item, int64_t num_groups, int64_t num_threads, int64_t num_rows)
+{
+    const int64_t num_whole = 2 * num_groups - num_shares(num_groups, num_threads);
+    if (item < num_whole)
+        return (struct share){item * 4, 4, 0, num_rows};
+    const int64_t panel = (num_whole + (item - num_whole) / 2) * 4, second = (item - num_whole) % 2;
+    if (num_rows <= MAX_ROWS)
+        return (struct share){panel + second * 2, 2, 0, num_rows};
+    const int64_t half = (num_rows / 2 + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
+    return (struct share){panel, 4, second ? half : 0, second ? num_rows : half};
+}
 
 struct attention {
     int64_t num_kv_heads, group_size, head_dim;

@@ -100,7 +100,7 @@ struct NAME(linear_call) {
     const ELEMENT *x, *residual;
     void *out;
     CELL *cells;
-    int64_t stride, num_rows, num_groups, num_wide, num_threads;
+    int64_t stride, num_rows, num_groups, num_threads;
 };
 
 /* Fetches where a pass will store its outputs: [num_rows][num_columns] from `column` on. */
@@ -114,32 +114,30 @@ INLINE void NAME(fetch_outputs)(
             __builtin_prefetch((const ELEMENT *)call->out + r * out + i, 1);
 }
 
-/* Rows from `row` to `end` of the outputs of num_panels panels, 2 or 4, from `panel` on.
+/* The outputs of a share.
  *
- * From two passes over the weights on arithmetic takes longer than memory: the last of them fetch the
- * group that this thread will probably take next, so many lines of it in each step.
+ * From two passes over the weights on arithmetic takes longer than memory: the last of them fetch
+ * the group that this thread will probably take next, so many lines of it in each step.
  */
-static void NAME(columns)(
-    const struct NAME(linear_call) *call, int64_t panel, int64_t num_panels, int64_t row,
-    int64_t end)
+static void NAME(columns)(const struct NAME(linear_call) *call, struct share share)
 {
     const struct linear *layer = call->layer;
     const int64_t stride = call->stride;
     const int64_t num_steps = stride / DEPTH, panel_step = 16 * DEPTH, step_size = 4 * panel_step;
-    const int64_t group = panel / 4, group_size = num_steps * step_size;
-    const int64_t first_column = panel * 16 / (layer->gated ? 2 : 1);
-    const int64_t num_columns = num_panels * 16 / (layer->gated ? 2 : 1);
+    const int64_t group = share.panel / 4, group_size = num_steps * step_size;
+    const int64_t first_column = share.panel * 16 / (layer->gated ? 2 : 1);
+    const int64_t num_columns = share.num_panels * 16 / (layer->gated ? 2 : 1);
     const ELEMENT *weight = (const ELEMENT *)layer->weight + group * group_size;
     const ELEMENT *bias = layer->bias;
     const ELEMENT *panels[4];
-    for (int64_t p = 0; p < num_panels; p++)
-        panels[p] = weight + (panel % 4 + p) * panel_step;
-    int64_t num_passes = (end - row + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t p = 0; p < share.num_panels; p++)
+        panels[p] = weight + (share.panel % 4 + p) * panel_step;
+    int64_t num_passes = (share.end - share.row + MAX_ROWS - 1) / MAX_ROWS;
     const int64_t has_next = group + call->num_threads < call->num_groups;
     int64_t lines_left = has_next && num_passes > 1 ? LINES : 0;
     const char *ahead = (const char *)(weight + (lines_left ? call->num_threads * group_size : 0));
-    for (int64_t count; row < end; row += count, num_passes--) {
-        count = (end - row + num_passes - 1) / num_passes;
+    for (int64_t row = share.row, count; row < share.end; row += count, num_passes--) {
+        count = (share.end - row + num_passes - 1) / num_passes;
         if (!layer->float_out)
             NAME(fetch_outputs)(call, row, count, first_column, num_columns);
         _Alignas(64) float sums[MAX_ROWS * 64];
@@ -150,8 +148,8 @@ static void NAME(columns)(
         };
         for (int64_t line = 0; line < product.num_ahead; line++, lines_left--)
             product.ahead[line] = ahead + (LINES - lines_left) * num_steps * 64;
-        const int width = num_panels < MAX_PANELS ? 1 : MAX_PANELS;
-        for (int64_t p = 0; p < num_panels; p += width) {
+        const int width = share.num_panels < MAX_PANELS ? 1 : MAX_PANELS;
+        for (int64_t p = 0; p < share.num_panels; p += width) {
             NAME(multiply_rows)(product, count, width > 1);
             product.panels += width;
             product.sums += 16 * width;
@@ -159,7 +157,7 @@ static void NAME(columns)(
         }
         for (int64_t r = 0; r < count; r++) {
             if (layer->gated)
-                NAME(join)(sums + r * 64, bias ? bias + panel * 16 : NULL, num_panels);
+                NAME(join)(sums + r * 64, bias ? bias + share.panel * 16 : NULL, share.num_panels);
             NAME(finish)(layer, sums + r * 64, call->residual, call->out, row + r, first_column,
                          num_columns);
         }
@@ -177,21 +175,11 @@ static void NAME(prepare_item)(void *context, int64_t item, int thread)
                   end < call->num_rows ? end : call->num_rows);
 }
 
-/* A group to an item, but half of one to the last ones, so that all threads end together: half of the
- * panels if all rows are one pass, which would wait for the same weights twice, else half of the rows.
- */
 static void NAME(columns_item)(void *context, int64_t item, int thread)
 {
     (void)thread;
     const struct NAME(linear_call) *call = context;
-    const int64_t num_rows = call->num_rows, half = (num_rows / 2 + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
-    const int64_t tail = item - call->num_wide, panel = (call->num_wide + tail / 2) * 4;
-    if (tail < 0)
-        NAME(columns)(call, item * 4, 4, 0, num_rows);
-    else if (num_rows <= MAX_ROWS)
-        NAME(columns)(call, panel + tail % 2 * 2, 2, 0, num_rows);
-    else
-        NAME(columns)(call, panel, 4, tail % 2 ? half : 0, tail % 2 ? num_rows : half);
+    NAME(columns)(call, share_of(item, call->num_groups, call->num_threads, call->num_rows));
 }
 
 /* x [num_rows, in_features], residual and out [num_rows, out_features].
@@ -208,15 +196,14 @@ void NAME(linear)(
     const int64_t num_columns = layer->gated ? 2 * layer->out_features : layer->out_features;
     const int64_t num_groups = (num_columns + 63) / 64;
     const int64_t num_threads = pool->num_workers + 1;
-    const int64_t num_split = num_groups < num_threads ? num_groups : num_threads;
     struct NAME(linear_call) call = {
         .layer = layer, .x = x, .residual = residual, .out = out, .cells = scratch,
         .stride = stride, .num_rows = num_rows, .num_groups = num_groups,
-        .num_wide = num_groups - num_split, .num_threads = num_threads,
+        .num_threads = num_threads,
     };
     if (sizeof(CELL) == sizeof(ELEMENT) && !layer->norm && in == stride)
         call.cells = (CELL *)x; /* as they are */
     else
         run(pool, NAME(prepare_item), &call, (num_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
-    run(pool, NAME(columns_item), &call, num_groups + num_split);
+    run(pool, NAME(columns_item), &call, num_shares(num_groups, num_threads));
 }

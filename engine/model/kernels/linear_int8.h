@@ -14,7 +14,7 @@ struct NAME(int8_call) {
     int16_t *cells; /* [rows, stride] */
     float *scales;  /* [rows, segments] */
     int16_t *wide;  /* [threads][group] of panels that have been widened, or NULL */
-    int64_t stride, num_segments, num_rows, num_wide;
+    int64_t stride, num_segments, num_rows, num_groups, num_threads;
 };
 
 /* Cells of one row of x: normed where the layer has a norm, zero-padded. */
@@ -105,22 +105,21 @@ static void NAME(add_segment)(
     }
 }
 
-/* A group to an item, but half of its panels to the last ones, so that all threads end together. */
 static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
 {
     const struct NAME(int8_call) *call = context;
     const struct linear *layer = call->layer;
-    const int is_wide = item < call->num_wide;
-    const int64_t panel = is_wide ? item * 4 : call->num_wide * 2 + item * 2;
-    const int64_t num_panels = is_wide ? 4 : 2, divisor = layer->gated ? 2 : 1;
+    const struct share share = share_of(item, call->num_groups, call->num_threads, call->num_rows);
+    const int64_t panel = share.panel, num_panels = share.num_panels;
+    const int64_t divisor = layer->gated ? 2 : 1;
     const int64_t num_steps = call->stride / DEPTH_INT8, group_size = num_steps * GROUP_STEP;
     const int8_t *weight =
         (const int8_t *)layer->weight + panel / 4 * group_size + panel % 4 * PANEL_STEP;
     int16_t *wide = call->wide ? call->wide + thread * group_size : NULL;
     for (int64_t p = 0; wide && p < num_panels; p++)
         widen(weight + p * PANEL_STEP, wide + p * PANEL_STEP, num_steps, GROUP_STEP);
-    for (int64_t row = 0; row < call->num_rows; row += MAX_ROWS) {
-        const int64_t left = call->num_rows - row, count = left < MAX_ROWS ? left : MAX_ROWS;
+    for (int64_t row = share.row; row < share.end; row += MAX_ROWS) {
+        const int64_t left = share.end - row, count = left < MAX_ROWS ? left : MAX_ROWS;
         _Alignas(64) float totals[MAX_ROWS * 64] = {0};
         for (int64_t segment = 0; segment < call->num_segments; segment++)
             NAME(add_segment)(call, weight, wide, totals, row, count, segment, num_panels);
@@ -155,16 +154,17 @@ void NAME(linear_int8)(
     const int64_t in = layer->in_features, num_segments = (in + SEGMENT - 1) / SEGMENT;
     const int64_t num_columns = layer->gated ? 2 * layer->out_features : layer->out_features;
     const int64_t num_groups = (num_columns + 63) / 64;
-    const int64_t num_split = num_groups < pool->num_workers + 1 ? num_groups : pool->num_workers + 1;
+    const int64_t num_threads = pool->num_workers + 1;
     const int64_t stride = (in + DEPTH_INT8 - 1) / DEPTH_INT8 * DEPTH_INT8;
     int16_t *wide = scratch;
-    float *scales = (float *)(wide + (pool->num_workers + 1) * stride * 64);
+    float *scales = (float *)(wide + num_threads * stride * 64);
     struct NAME(int8_call) call = {
         .layer = layer, .x = x, .residual = residual, .out = out, .scales = scales,
         .cells = (int16_t *)(scales + num_rows * num_segments),
         .wide = num_rows >= WIDE_ROWS ? wide : NULL, .stride = stride,
-        .num_segments = num_segments, .num_rows = num_rows, .num_wide = num_groups - num_split,
+        .num_segments = num_segments, .num_rows = num_rows, .num_groups = num_groups,
+        .num_threads = num_threads,
     };
     run(pool, NAME(quantize_item), &call, (num_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM);
-    run(pool, NAME(columns_int8_item), &call, num_groups + num_split);
+    run(pool, NAME(columns_int8_item), &call, num_shares(num_groups, num_threads));
 }
