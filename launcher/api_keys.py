@@ -1,6 +1,7 @@
 """API keys of a deployment: from the config and from a file that only its owner can read."""
 
 import os
+import re
 import shlex
 import stat
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from launcher.errors import Refused
 
 _FORBIDDEN = stat.S_IRWXG | stat.S_IRWXO | stat.S_IXUSR
 """Everything but what 0600 allows."""
+_KEYS = re.compile(r"^[^=]*api_keys[^=]*=|api_keys\W*:")
+"""In an override: as its key, or in the value of a group."""
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -29,7 +32,7 @@ def read_access(options: FrontendConfig) -> Access:
 
 def without_keys(overrides: Sequence[str]) -> list[str]:
     """Overrides as they may be written down: `KEYS`, which no config takes, in place of keys."""
-    return [f"{text.partition('=')[0]}=KEYS" if "api_keys" in text else text for text in overrides]
+    return [f"{text.partition('=')[0]}=KEYS" if _KEYS.search(text) else text for text in overrides]
 
 
 def _read_file(path: str) -> list[str]:

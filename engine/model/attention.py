@@ -107,8 +107,8 @@ class AttentionStep:
     cache_rows: torch.Tensor
     """[tokens*2*H] rows of the cache that new keys and values go to."""
     begun_rows: torch.Tensor | None
-    """[2*H*B] rows of blocks that are begun now and not filled: what others left there is erased,
-    since it is masked, but a NaN times 0 is one."""
+    """[2*H*B] rows of blocks that are begun now and not filled. What others left there is
+    erased: it is masked, but 0 times NaN is NaN."""
     rotation: tuple[torch.Tensor, torch.Tensor]
     """cos and signed sin, [tokens, 1, D] each."""
     groups: dict[int | None, list[_GroupStep]]

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from launcher import BEGAN_S
 from launcher.actions.serve import Serving
 from launcher.api_keys import without_keys
 from launcher.bench.benchmark import Benchmark, Load
@@ -74,12 +75,11 @@ def bench(plan: DeploymentPlan, means: Means, asked: Asked) -> int:
         Interrupted: By a signal; there are no results.
         NotWritten: The results were shown, and could not be written.
     """
-    began_s = time.monotonic()
     run = _Run(asked, plan.settings.max_model_len)
     run.model, run.plan_digest = plan.settings.model_name, plan.digest
 
     def measure(executor: Executor, say: Callable[[str], None]) -> None:
-        run.ready_s = time.monotonic() - began_s
+        run.ready_s = time.monotonic() - BEGAN_S
         key = next(iter(means.access.api_keys), None)
         server = Server.at(executor.addresses[0], key)
         processes = local_processes(server.members())

@@ -51,8 +51,8 @@ class Serving:
         stop_check: Called when a signal comes before the check is done, so that draining does not
             wait for what it still asks for.
         on_ready: Called with the address of the front ends when all is ready.
-        takes_signals: It is what a command does. Else it is one thing that a process does, and
-            somebody calls `end`: only the main thread can have signals.
+        takes_signals: This is a command's own work, and its time counts from when the command
+            began. Else somebody calls `end`: only the main thread can have signals.
 
     Attributes:
         num_cut_off: Requests still in flight when draining ended; None: it has not been drained.

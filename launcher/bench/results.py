@@ -121,7 +121,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 class StartUp(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float
-    """From the launcher's first step to the deployment's readiness."""
+    """From when the command began to the deployment's readiness."""
     phases_s: dict[str, dict[str, float]]
     """How long each process (`rank 0`, `frontend-0`) took for each phase."""
 

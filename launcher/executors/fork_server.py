@@ -101,8 +101,11 @@ class ForkServer:
         Raises:
             OSError: The server cannot be started, or takes no more.
         """
-        async with asyncio.timeout(_START_S), self._starting:
-            ours = self._socket or await self._start()
+        try:
+            async with asyncio.timeout(_START_S), self._starting:
+                ours = self._socket or await self._start()
+        except TimeoutError:
+            raise OSError(f"the fork server has not started within {_START_S:g} s") from None
         self._last_number += 1
         process = self._processes[self._last_number] = ForkedProcess()
         message = msgspec.msgpack.encode(Fork(self._last_number))

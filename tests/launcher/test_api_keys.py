@@ -37,9 +37,10 @@ def test_keys_of_the_config_and_of_a_file_are_taken_together(tmp_path: Path):
 
 @pytest.mark.parametrize("typed", [f"frontend.api_keys=[{KEY}]", f"++frontend.api_keys=[a,{KEY}]"])
 def test_overrides_are_written_down_without_keys(typed: str):
-    written = without_keys(["dp=2", typed])
+    written = without_keys(["dp=2", typed, "model.path=/x/api_keys/model"])
     assert written[0] == "dp=2"
     assert written[1].endswith("frontend.api_keys=KEYS")
+    assert written[2] == "model.path=/x/api_keys/model"
 
 
 def test_without_keys_all_is_open():

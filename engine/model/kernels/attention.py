@@ -29,7 +29,7 @@ class NativeStep:
     """
 
     def __init__(self, layout: Layout) -> None:
-        # the costliest first, so that all threads end together
+        # the costliest first, so that all threads end together; attention.h counts on it
         tiles = sorted(layout.tiles, key=lambda tile: -tile.length * tile.context)
         self.lengths = np.array([tile.length for tile in tiles], dtype=np.int64)
         starts = np.array([tile.start for tile in tiles], dtype=np.int64)

@@ -55,8 +55,8 @@ INLINE int64_t num_shares(int64_t num_groups, int64_t num_threads)
     return num_groups + (num_groups < num_threads ? num_groups : num_threads);
 }
 
-/* A group or half of one, so that all threads end together: half of its rows, or half of its panels
- * where all rows are one pass, so that no weights are waited for twice.
+/* A group or half of one, so that all threads end together: half of the panels where all rows are
+ * one pass, else half of the passes.
  */
 static struct share share_of(
     int64_t item, int64_t num_groups, int64_t num_threads, int64_t num_rows)
@@ -67,7 +67,8 @@ static struct share share_of(
     const int64_t panel = (num_whole + (item - num_whole) / 2) * 4, second = (item - num_whole) % 2;
     if (num_rows <= MAX_ROWS)
         return (struct share){panel + second * 2, 2, 0, num_rows};
-    const int64_t half = (num_rows / 2 + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS;
+    const int64_t num_passes = (num_rows + MAX_ROWS - 1) / MAX_ROWS, first = (num_passes + 1) / 2;
+    const int64_t half = (num_rows * first + num_passes - 1) / num_passes;
     return (struct share){panel, 4, second ? half : 0, second ? num_rows : half};
 }
 
@@ -86,6 +87,7 @@ struct attention {
 struct attention_step {
     int64_t num_tokens, num_tiles;
     const int64_t *positions, *slots; /* [num_tokens] */
+    /* Tiles, the costliest first: where all are of one token, that is the longest context. */
     const int64_t *rows;              /* [num_tiles] first token */
     const int64_t *lengths;           /* [num_tiles] tokens */
     const int64_t *starts;            /* [num_tiles] position of the first token */

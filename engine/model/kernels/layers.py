@@ -59,7 +59,7 @@ class NativeLayers:
         self, x: torch.Tensor, caches: Sequence[torch.Tensor], step: NativeStep, rows: Ints
     ) -> torch.Tensor:
         """Hidden states of the rows; x is overwritten."""
-        assert len(rows) <= len(x)  # they take the place of the step's queries
+        assert len(rows) <= len(x)  # the last layer gathers them where queries were
         assert x.is_contiguous()  # the kernels read plain memory
         assert x.dtype == self._dtype
         if caches is not self._caches:

@@ -116,7 +116,7 @@ static void NAME(columns_int8_item)(void *context, int64_t item, int thread)
     const int8_t *weight =
         (const int8_t *)layer->weight + panel / 4 * group_size + panel % 4 * PANEL_STEP;
     int16_t *wide = call->wide ? call->wide + thread * group_size : NULL;
-    for (int64_t p = 0; wide && p < num_panels; p++)
+    for (int64_t p = 0; wide && p < num_panels; p++) /* by both threads that share a group */
         widen(weight + p * PANEL_STEP, wide + p * PANEL_STEP, num_steps, GROUP_STEP);
     for (int64_t row = share.row; row < share.end; row += MAX_ROWS) {
         const int64_t left = share.end - row, count = left < MAX_ROWS ? left : MAX_ROWS;

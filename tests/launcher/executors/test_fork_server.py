@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.executors import fork_server
 from launcher.executors.fork_server import ForkedProcess, ForkServer
 
 pytestmark = pytest.mark.timeout(60)
@@ -116,6 +117,17 @@ def test_forks_at_one_time_start_one_server(tmp_path: Path):
             for process, ours in both:
                 os.close(ours)
                 assert await process.wait() == 1
+
+    run(test())
+
+
+def test_a_server_that_does_not_start_in_time_is_said(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(fork_server, "_START_S", 0.0)
+
+    async def test() -> None:
+        async with server_in(tmp_path) as server:
+            with pytest.raises(OSError, match="the fork server has not started within 0 s"):
+                await forked(server, tmp_path / "log")
 
     run(test())
 

@@ -161,6 +161,11 @@ def attend(
     return outputs
 
 
+def same(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether all bits are equal; NaN is like NaN."""
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
 def norm(x: torch.Tensor, case: Case) -> torch.Tensor:
     """[tokens, heads, D] of queries, then keys."""
     if case.norms is None:
@@ -254,17 +259,28 @@ def test_a_sequence_is_the_same_alone_and_beside_others_in_one_chunk_or_several(
 
 
 @pytest.mark.parametrize("window", [None, 100, 700])
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize(("block_size", "num_kv_heads"), [(16, 3), (16, 1), (20, 1)])
 def test_a_long_context_is_the_same_whether_threads_share_it_or_not(
-    library, dtype, teams, window, num_threads
+    library, dtype, teams, window, block_size, num_kv_heads
 ):
     chunks = [[1100, 1, 1], [3, 1, 1], [511, 1, 1], [30, 1, 1]]
-    case = replace(CASE, dtype=dtype, chunks=chunks, window=window)
+    case = replace(
+        CASE,
+        dtype=dtype,
+        num_kv_heads=num_kv_heads,  # one: three threads share several sequences
+        block_size=block_size,
+        num_threads=1,
+        chunks=chunks,
+        window=window,
+    )
+    case.qkv[0][1050:, :, 5] = torch.nan  # in the last span
     expected = attend(case, library, teams, in_one=True)  # prompts are never shared
-    alone = replace(case, num_threads=num_threads)
+    assert not expected[0][-1].isfinite().all()
+    shared = replace(case, num_threads=3)
+    shared.qkv = case.qkv
     for index, y in enumerate(expected):
-        assert torch.equal(attend(alone, library, teams, only=index)[index], y)
-    assert all(map(torch.equal, attend(alone, library, teams), expected))
+        assert same(attend(shared, library, teams, only=index)[index], y)
+    assert all(map(same, attend(shared, library, teams), expected))
 
 
 @pytest.mark.parametrize("block_size", [16, 32])
