@@ -1,5 +1,8 @@
 """`python -m launcher`: compose -> resolve -> plan -> show or carry out."""
 
+from launcher.early_interrupts import take_over  # first: it is for the time of the others
+
+# isort: split
 import argparse
 import os
 import select
@@ -30,8 +33,11 @@ RAISE_ERRORS = "HYDRA_FULL_ERROR"
 
 def main() -> NoReturn:
     try:
+        take_over()
         exit_code = run()
         sys.stdout.flush()
+    except KeyboardInterrupt:  # between the command line and a job, which tells by itself
+        exit_code = report(Interrupted(signal.SIGINT))
     except BrokenPipeError:
         if not reader_has_left(sys.stdout.fileno()):
             raise

@@ -186,6 +186,34 @@ def test_a_bug_shows_its_traceback(environment: dict[str, str]):
     assert done.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
 
 
+def ctrl_c(environment: dict[str, str], *command: str) -> tuple[int, str]:
+    """Exit code and stderr of Python that a terminal would have started."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    return done.returncode, done.stderr
+
+
+def test_ctrl_c_while_it_imports_is_told_in_one_line(environment: dict[str, str], tmp_path: Path):
+    stub = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "hydra.py").write_text(stub)
+    imports_it = {**environment, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    assert ctrl_c(imports_it, "-m", "launcher") == (130, "interrupted\n")
+
+
+def test_ctrl_c_before_there_is_a_job_is_told_in_one_line(environment: dict[str, str]):
+    script = (
+        "import os, signal, sys; sys.argv[1:] = []; import launcher.__main__ as main;"
+        "main.register = lambda: os.kill(os.getpid(), signal.SIGINT); main.main()"
+    )
+    assert ctrl_c(environment, "-c", script) == (130, "interrupted\n")
+
+
 def serving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serve) -> None:
     """Puts a function in the place of `launcher.actions.serve.serve`."""
     module = types.ModuleType("launcher.actions.serve")
