@@ -161,7 +161,8 @@ class InFlight:
     def fail_overdue(self, now_s: float, suspect_s: float, is_informed: bool = True) -> None:
         """Fails the requests of engines that have been silent and not known to be well for so long.
 
-        One that leaves a question unanswered for so long is no longer connected. To be called
+        One that leaves a question unanswered for so long, or until its requests fail, is no longer
+        connected. To be called
         often: it also notes which engines are well.
 
         Args:
@@ -171,9 +172,11 @@ class InFlight:
             is_well = engine.state is ProcessState.ready and engine.is_reachable
             if is_informed and is_well and engine.asked_s is None:
                 engine.trusted_s = now_s
-            if engine.is_unanswering(now_s, suspect_s):
+            is_overdue = engine.is_overdue(now_s, suspect_s)
+            owes_answer = engine.asked_s is not None
+            if engine.is_unanswering(now_s, suspect_s) or (is_overdue and owes_answer):
                 self._set_connected(engine, False)
-            if engine.is_overdue(now_s, suspect_s):
+            if is_overdue:
                 if engine.reason:
                     reason = engine.reason
                 elif not engine.is_reachable:

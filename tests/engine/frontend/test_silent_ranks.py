@@ -136,3 +136,12 @@ def test_a_rank_is_connected_when_it_has_answered_since_it_was_reached(table: Ta
     assert table.work == {1: 0}
     table.receive(outputs(0, 1))
     assert table.work == {0: 0, 1: 0}
+
+
+async def test_a_rank_whose_requests_are_given_up_unanswered_gets_no_others(table: Table):
+    one, other = table.add(0, 1, now_s=0.0), table.add(1, 2, now_s=0.0)
+    table.in_flight.fail_overdue(1.0, suspect_s=60.0)
+    table.in_flight.engines[0].note_probe(1.5)  # a little after it was trusted last
+    table.in_flight.fail_overdue(61.2, suspect_s=60.0)
+    assert "does not answer this front end" in (await problem_of(one)).message
+    assert table.work == {1: other.work}
