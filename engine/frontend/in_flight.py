@@ -162,8 +162,7 @@ class InFlight:
         """Fails the requests of engines that have been silent and not known to be well for so long.
 
         One that leaves a question unanswered for so long, or until its requests fail, is no longer
-        connected. To be called
-        often: it also notes which engines are well.
+        connected. To be called often: it also notes which engines are well.
 
         Args:
             is_informed: The coordinator speaks; else what it said last is not believed.
