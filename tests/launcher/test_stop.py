@@ -1,5 +1,6 @@
 """`action=stop`: it drains as Ctrl-C does, waits for the end and says how it was."""
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,11 @@ def in_flight(launcher: Launcher) -> Iterator[tuple[psutil.Process, Iterator[str
         events = response.iter_lines()
         next(events)
         engine.suspend()
-        yield engine, events
+        try:
+            yield engine, events
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.resume()  # stopped it could not even see that its launcher is gone
 
 
 def test_what_is_in_flight_finishes_and_whoever_stops_as_well_waits_with_it(runtime):
@@ -135,8 +140,10 @@ def test_a_launcher_that_is_killed_while_it_drains_is_a_failure(runtime):
         stopping(launcher, runtime=runtime) as stop,
     ):
         stop.wait_for("draining: 1 request in flight")
+        family = launcher.family()
         launcher.process.kill()
         assert stop.end() == 1
+    assert psutil.wait_procs(family, timeout=20)[1] == []
     assert stop.lines[-1].startswith(f"{launcher.name}: ended without a word: ")
 
 
