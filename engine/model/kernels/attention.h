@@ -149,16 +149,11 @@ struct NAME(sums) {
     float *mixed, *totals, *tops;
 };
 
-/* Lies at `memory`: num_rows * (padded + 17) floats, rounded up to 16. */
+/* Lies at `memory`, which holds sums_size() floats. */
 static struct NAME(sums) NAME(sums_at)(float *memory, int64_t num_rows, int64_t padded)
 {
     float *totals = memory + num_rows * padded;
     return (struct NAME(sums)){memory, totals, totals + num_rows * 16};
-}
-
-static int64_t NAME(sums_size)(int64_t num_rows, int64_t padded)
-{
-    return (num_rows * (padded + 17) + 15) / 16 * 16;
 }
 
 /* Memory of one thread, for the rows of one item. */
@@ -173,7 +168,7 @@ struct NAME(workspace) {
 
 static struct NAME(workspace) NAME(workspace_at)(char *scratch, int64_t num_rows, int64_t padded)
 {
-    const int64_t size = NAME(sums_size)(num_rows, padded);
+    const int64_t size = sums_size(num_rows, padded);
     float *sums = (float *)scratch, *scores = sums + 2 * size;
     float *rotated = scores + num_rows * CHUNK * 16;
     ELEMENT *copies = (ELEMENT *)(rotated + padded);
@@ -303,7 +298,7 @@ static void NAME(span_item)(void *context, int64_t index, int thread)
         return;
     const struct NAME(workspace) work = NAME(workspace_at)(
         call->scratch + thread * layer->scratch_bytes, rows.num, layer->padded);
-    const int64_t size = NAME(sums_size)(rows.num, layer->padded);
+    const int64_t size = sums_size(rows.num, layer->padded);
     const struct NAME(sums) sums =
         NAME(sums_at)(call->spans + index * size, rows.num, layer->padded);
     NAME(prepare_queries)(layer, &rows, work.rotated, work.queries);
@@ -316,7 +311,7 @@ static void NAME(add_spans)(const struct NAME(attention_call) *call, int64_t ite
 {
     const struct attention *layer = call->layer;
     const struct NAME(rows) rows = NAME(rows_of)(call, item);
-    const int64_t padded = layer->padded, size = NAME(sums_size)(rows.num, padded);
+    const int64_t padded = layer->padded, size = sums_size(rows.num, padded);
     const int64_t first = NAME(first_position)(layer, rows.start) / SPAN;
     float *spans = call->spans + item * call->num_spans * size;
     const struct NAME(sums) sums = NAME(sums_at)(spans + first * size, rows.num, padded);

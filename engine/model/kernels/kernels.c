@@ -95,13 +95,19 @@ struct attention_step {
     const int32_t *blocks;
 };
 
-/* Scratch that one thread needs for tiles of so many tokens. */
+/* Floats of what attention sums for so many rows, `struct sums` of attention.h. */
+INLINE int64_t sums_size(int64_t num_rows, int64_t padded)
+{
+    return (num_rows * (padded + 17) + 15) / 16 * 16;
+}
+
+/* Scratch that one thread needs for tiles of so many tokens, see workspace_at(). */
 int64_t attention_thread_bytes(const struct attention *layer, int64_t num_tokens)
 {
     const int64_t rows = num_tokens * layer->group_size;
-    const int64_t row = 3 * layer->padded + 2 * (CHUNK * 16 + 16 + 1); /* see workspace_at() */
-    const int64_t shared = layer->padded + CHUNK * layer->padded * 16 + 2 * 16;
-    const int64_t bytes = (rows * row + shared) * sizeof(float);
+    const int64_t row = layer->padded + 2 * CHUNK * 16;
+    const int64_t shared = layer->padded + CHUNK * layer->padded * 16;
+    const int64_t bytes = (2 * sums_size(rows, layer->padded) + rows * row + shared) * sizeof(float);
     return (bytes + 127) / 64 * 64;
 }
 
@@ -109,7 +115,7 @@ int64_t attention_thread_bytes(const struct attention *layer, int64_t num_tokens
 int64_t attention_scratch_bytes(
     const struct attention *layer, int64_t num_threads, int64_t max_len)
 {
-    const int64_t sums = (layer->group_size * (layer->padded + 17) + 15) / 16 * 16;
+    const int64_t sums = sums_size(layer->group_size, layer->padded);
     const int64_t num_spans = (max_len + SPAN - 1) / SPAN;
     return num_threads * (layer->scratch_bytes + SPLIT_ITEMS * num_spans * sums * sizeof(float));
 }
